@@ -1,0 +1,430 @@
+"""Streams of bytes over granted subchannels: frames, acknowledgements, MCS, giving up.
+
+Frames lie on a grid that all nodes share.  What is decided for a frame depends only on messages
+that take effect before it starts, and every node can tell which those are, so each waits for
+exactly them and virtual time needs no global order of arrival.
+
+Uplink: one client sends, the server acknowledges each frame ``ack_delay`` after its end and sets
+the MCS.  Downlink: the server sends to one client or to all, each client acknowledges, and the
+server's answer sets the MCS one control latency later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nodes.context import NodeContext
+from nodes.messages import (
+    FrameAck,
+    FrameControl,
+    ReceptionReport,
+    TransmissionReport,
+    UplinkIntent,
+)
+from nodes.timeline import Resource
+from radio.adaptation import LinkAdaptation
+from radio.estimation import cfo_rotation
+from radio.link import SelectiveRepeatReceiver, SelectiveRepeatSender
+from radio.numerology import Numerology
+from radio.phy import UNUSED, ReceivedSlots, block_bytes, demodulate_slots, modulate_slots
+from radio.units import linear_to_db
+
+SNR_STEP_DB = 0.25  # resolution of reported SNRs
+NO_SNR_DB = -99.0
+
+
+def belongs_to(stream: str, frame: int) -> Callable[[FrameAck | FrameControl], bool]:
+    """Whether a message speaks of this frame of this stream."""
+    return lambda message: message.stream == stream and message.frame == frame
+
+
+def pack_places(places: set[tuple[int, int]], num_slots: int, num_subchannels: int) -> bytes:
+    """Bitmap of decoded (slot, subchannel) places, slot-major."""
+    bits = np.zeros((num_slots, num_subchannels), np.uint8)
+    for place in places:
+        bits[place] = 1
+    return np.packbits(bits.reshape(-1), bitorder="little").tobytes()
+
+
+def unpack_places(bitmap: bytes, num_slots: int, num_subchannels: int) -> set[tuple[int, int]]:
+    """Places of a bitmap; a short one lacks its tail."""
+    bits = np.unpackbits(np.frombuffer(bitmap, np.uint8), bitorder="little")[: num_slots * num_subchannels]
+    slots, subchannels = np.divmod(np.flatnonzero(bits), num_subchannels)
+    return set(zip(slots.tolist(), subchannels.tolist(), strict=True))
+
+
+@dataclass
+class McsHistory:
+    """Which MCS a frame has: the latest that took effect by its start, else the first."""
+
+    entries: list[tuple[int, NDArray[np.int64]]]  # (takes effect [ns], [num_subchannels])
+
+    def at(self, instant_ns: int) -> NDArray[np.int64]:
+        current = self.entries[0][1]
+        for takes_effect_ns, mcs in self.entries:
+            if takes_effect_ns <= instant_ns:
+                current = mcs
+        return current
+
+
+@dataclass
+class SnrAverage:
+    """Mean linear SNR per subchannel over the slots in which something was sent."""
+
+    total: NDArray[np.float64]
+    count: NDArray[np.float64]
+
+    @classmethod
+    def empty(cls, num_subchannels: int) -> SnrAverage:
+        return cls(np.zeros(num_subchannels), np.zeros(num_subchannels))
+
+    def add(self, received: ReceivedSlots) -> None:
+        self.total += np.where(received.attempted, received.snr, 0.0).sum(axis=0)
+        self.count += received.attempted.sum(axis=0)
+
+    def mean_db(self, subchannels: tuple[int, ...]) -> tuple[float | None, ...]:
+        return tuple(
+            round(float(linear_to_db(self.total[k] / self.count[k])), 2)
+            if self.count[k] and self.total[k]
+            else None
+            for k in subchannels
+        )
+
+
+def subchannel_array(
+    num_subchannels: int, subchannels: tuple[int, ...], values: tuple[int, ...] | NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """``[num_subchannels]`` with values where given and :data:`UNUSED` elsewhere."""
+    array = np.full(num_subchannels, UNUSED, np.int64)
+    array[list(subchannels)] = values
+    return array
+
+
+def fill_blocks(
+    context: NodeContext,
+    sender: SelectiveRepeatSender,
+    frame: int,
+    first_slot: int,
+    subchannels: tuple[int, ...],
+    mcs: NDArray[np.int64],
+) -> dict[tuple[int, int], bytes]:
+    """Blocks of one frame by (slot in frame, subchannel)."""
+    capacity = {k: block_bytes(context.numerology, int(mcs[k])) for k in subchannels}
+    blocks: dict[tuple[int, int], bytes] = {}
+    for slot in range(first_slot, context.numerology.slots_per_frame):
+        for k in subchannels:
+            block = sender.next_block((frame, slot, k), capacity[k])
+            if block is None:
+                return blocks
+            blocks[(slot, k)] = block
+    return blocks
+
+
+def first_free_frame(context: NodeContext, frame: int, now_ns: int) -> int:
+    """The first frame from ``frame`` on that can still be announced in time."""
+    numerology = context.numerology
+    earliest_ns = now_ns + context.clock.lead_ns
+    while numerology.frame_start_ns(frame) < earliest_ns:
+        frame += 1
+    return frame
+
+
+# ------------------------------------------------------------------------------------------ uplink
+@dataclass
+class UplinkOutcome:
+    report: TransmissionReport
+    end_ns: int
+    complete: bool
+
+
+async def client_send(
+    context: NodeContext,
+    round_index: int,
+    stream: str,
+    payload: bytes,
+    ready_ns: int,
+    subchannels: tuple[int, ...],
+    psd_w_per_hz: tuple[float, ...],
+    permit: tuple[int, tuple[int, ...]],
+    tag: int,
+) -> UplinkOutcome:
+    """Send a stream to the server on granted subchannels until it has everything or gives up.
+
+    Parameters
+    ----------
+    permit
+        (instant [ns], MCS index per granted subchannel) with which the stream starts.
+    """
+    numerology, server = context.numerology, context.setup.server
+    num = numerology.num_subchannels
+    slots = numerology.slots_per_frame
+    sender = SelectiveRepeatSender(payload, tag, [server])
+    history = McsHistory([(permit[0], subchannel_array(num, subchannels, permit[1]))])
+    amplitude = np.zeros(num)
+    amplitude[list(subchannels)] = context.amplitude(context.name, np.array(psd_w_per_hz))
+
+    start_ns = await context.clock.reach(max(ready_ns, permit[0]))
+    first_slot = numerology.next_slot(start_ns + context.clock.lead_ns)
+    await context.endpoint.send(
+        server, UplinkIntent(stream, first_slot), round_index=round_index, at_ns=start_ns
+    )
+    await context.radio.silent_until(first_slot * numerology.slot_samples)
+    frame, offset = divmod(first_slot, slots)
+    first_sent_ns: int | None = None
+    last_sent_ns = numerology.slot_start_ns(first_slot)
+    gave_up = False
+    while True:
+        frame_ns = numerology.frame_start_ns(frame)
+        for earlier in sender.frames_in_flight():
+            due_ns = numerology.frame_start_ns(earlier + 1) + context.link.ack_delay_ns
+            if due_ns > frame_ns:
+                break
+            ack, envelope = await context.endpoint.take(
+                FrameAck,
+                server,
+                round_index=round_index,
+                timeout_s=context.wait_s,
+                accepts=belongs_to(stream, earlier),
+                what=f"acknowledgement of frame {earlier} of {stream}",
+            )
+            sender.acknowledge(earlier, [unpack_places(ack.received, slots, num)])
+            gave_up |= ack.give_up
+            if ack.mcs_index:
+                history.entries.append(
+                    (envelope.takes_effect_ns, subchannel_array(num, subchannels, ack.mcs_index))
+                )
+        if gave_up or sender.done:
+            break
+        if offset == 0:
+            now_ns = await context.clock.reach(frame_ns - context.clock.lead_ns)
+            later = first_free_frame(context, frame, now_ns)
+            if later > frame:
+                await context.radio.silent_until(later * numerology.frame_samples)
+                frame = later
+                continue
+        end_sample = (frame + 1) * numerology.frame_samples
+        if sender.has_unsent:
+            mcs = history.at(numerology.frame_start_ns(frame))
+            with context.ledger.account("modem"):
+                blocks = fill_blocks(context, sender, frame, offset, subchannels, mcs)
+                used = max(slot for slot, _ in blocks) + 1 - offset
+                shifted = {(slot - offset, k): block for (slot, k), block in blocks.items()}
+                samples = modulate_slots(numerology, used, shifted, mcs, amplitude)
+                at_sample = frame * numerology.frame_samples + offset * numerology.slot_samples
+                samples = samples * cfo_rotation(
+                    len(samples), at_sample, context.cfo_hz, numerology.sample_rate_hz
+                )
+            await context.radio.transmit(samples[None, :], at_sample)
+            sender.report.airtime_samples += len(samples)
+            sender.report.frames += 1
+            first_sent_ns = numerology.samples_to_ns(at_sample) if first_sent_ns is None else first_sent_ns
+            last_sent_ns = numerology.samples_to_ns(at_sample + len(samples))
+        await context.radio.silent_until(end_sample)
+        frame, offset = frame + 1, 0
+    await context.radio.stand_down()
+    if first_sent_ns is not None:
+        context.timeline.add(
+            stream,
+            Resource.TRANSMITTER,
+            first_sent_ns,
+            last_sent_ns,
+            bytes=len(payload),
+            airtime_ns=numerology.samples_to_ns(sender.report.airtime_samples),
+        )
+    report = stream_report(
+        context, sender, stream, (server,), subchannels, history, first_sent_ns, last_sent_ns, not gave_up
+    )
+    return UplinkOutcome(report, numerology.frame_start_ns(frame), not gave_up)
+
+
+def stream_report(
+    context: NodeContext,
+    sender: SelectiveRepeatSender,
+    stream: str,
+    receivers: tuple[str, ...],
+    subchannels: tuple[int, ...],
+    history: McsHistory,
+    first_ns: int | None,
+    last_ns: int,
+    complete: bool,
+) -> TransmissionReport:
+    numbers = sender.report
+    seconds = (last_ns - first_ns) / 1e9 if first_ns is not None else 0.0
+    last_mcs = history.entries[-1][1]
+    return TransmissionReport(
+        stream=stream,
+        transmitter=context.name,
+        receivers=receivers,
+        subchannels=subchannels,
+        payload_bytes=numbers.sent_bytes,
+        blocks_sent=numbers.blocks_sent,
+        blocks_failed=numbers.blocks_failed,
+        blocks_retransmitted=numbers.blocks_retransmitted,
+        airtime_ns=context.numerology.samples_to_ns(numbers.airtime_samples),
+        frames=numbers.frames,
+        complete=complete,
+        mcs_index=tuple(int(last_mcs[k]) for k in subchannels),
+        goodput_bps=8 * numbers.sent_bytes / seconds if complete and seconds > 0 else None,
+    )
+
+
+@dataclass
+class Incoming:
+    """One client's stream as the server receives it."""
+
+    client: str
+    subchannels: tuple[int, ...]
+    receiver: SelectiveRepeatReceiver
+    adaptation: LinkAdaptation
+    history: McsHistory
+    first_slot: int
+    complete_ns: int | None = None
+    failure: str = ""
+    idle_frames: int = 0
+    blocks_ok: int = 0
+    blocks_failed: int = 0
+    snr: SnrAverage = field(default_factory=lambda: SnrAverage.empty(0))
+    evm: list[float] = field(default_factory=list)
+
+    @property
+    def open(self) -> bool:
+        return self.complete_ns is None and not self.failure
+
+    def report(self, stream: str, receiver: str) -> ReceptionReport:
+        return ReceptionReport(
+            stream=stream,
+            transmitter=self.client,
+            receiver=receiver,
+            received_bytes=self.receiver.received_bytes,
+            blocks_ok=self.blocks_ok,
+            blocks_failed=self.blocks_failed,
+            blocks_refused=self.receiver.refused_blocks,
+            mean_snr_db=self.snr.mean_db(self.subchannels),
+            evm=float(np.mean(self.evm)) if self.evm else None,
+            complete_ns=self.complete_ns,
+            failure=self.failure,
+        )
+
+
+async def server_receive(
+    context: NodeContext,
+    round_index: int,
+    stream: str,
+    incoming: dict[str, Incoming],
+    order: tuple[str, ...],
+    deadline_ns: int,
+) -> None:
+    """Receive the streams of several clients at once; each ends complete or with a failure in words.
+
+    Parameters
+    ----------
+    incoming
+        By client; changed in place.
+    order
+        Clients of the run; their positions number the owners of subchannels.
+    """
+    numerology = context.numerology
+    num, slots = numerology.num_subchannels, numerology.slots_per_frame
+    for state in incoming.values():
+        state.snr = SnrAverage.empty(num)
+    if not any(state.open for state in incoming.values()):
+        return
+    frame = min(state.first_slot for state in incoming.values() if state.open) // slots
+    first_ns = numerology.frame_start_ns(frame)
+    while any(state.open for state in incoming.values()):
+        active = {name: state for name, state in incoming.items() if state.open}
+        frame_ns = numerology.frame_start_ns(frame)
+        owner = np.full(num, UNUSED, np.int64)
+        mcs = np.full(num, UNUSED, np.int64)
+        for name, state in active.items():
+            chosen = list(state.subchannels)
+            owner[chosen] = order.index(name)
+            mcs[chosen] = state.history.at(frame_ns)[chosen]
+        reception = await context.radio.receive(
+            numerology.frame_samples,
+            frame * numerology.frame_samples,
+            frozenset(name for name in active if name not in context.endpoint.lost),
+            context.wait_s,
+        )
+        with context.ledger.account("modem"):
+            received = demodulate_slots(numerology, reception.samples[0], mcs, owner)
+        end_ns = numerology.frame_start_ns(frame + 1)
+        ack_ns = await context.clock.reach(end_ns + context.link.ack_delay_ns)
+        for name, state in active.items():
+            places = _take_blocks(numerology, received, state, frame)
+            _note_quality(received, state)
+            lost = context.endpoint.lost.get(name)
+            if lost is not None:
+                state.failure = f"{name} is lost: {lost}"
+                continue
+            state.idle_frames = 0 if places or frame * slots < state.first_slot else state.idle_frames + 1
+            if state.open and state.idle_frames >= context.link.stall_frames:
+                state.failure = (
+                    f"nothing of {name} decoded in {state.idle_frames} frames; "
+                    f"{state.receiver.received_bytes} bytes of its {stream} had arrived"
+                )
+            elif state.open and end_ns > deadline_ns:
+                state.failure = f"{name} missed the round's deadline with {state.receiver.received_bytes} bytes of its {stream}"
+            next_mcs = _adapt(context, received, state)
+            state.history.entries.append((ack_ns, subchannel_array(num, state.subchannels, next_mcs)))
+            await context.endpoint.send(
+                name,
+                FrameAck(
+                    stream,
+                    frame,
+                    pack_places(places, slots, num),
+                    complete=state.complete_ns is not None,
+                    give_up=bool(state.failure),
+                    mcs_index=tuple(int(value) for value in next_mcs),
+                ),
+                round_index=round_index,
+                at_ns=ack_ns,
+            )
+        frame += 1
+    context.timeline.add(stream, Resource.RECEIVER, first_ns, numerology.frame_start_ns(frame), frames=frame)
+
+
+def _take_blocks(
+    numerology: Numerology, received: ReceivedSlots, state: Incoming, frame: int
+) -> set[tuple[int, int]]:
+    """Give a client's decoded blocks to its stream; note the slot that completes it."""
+    mine = set(state.subchannels)
+    places = set()
+    for (slot, k), block in sorted(received.blocks.items()):
+        if k in mine and state.receiver.accept(block):
+            places.add((slot, k))
+            if state.complete_ns is None and state.receiver.complete:
+                state.complete_ns = numerology.slot_start_ns(frame * numerology.slots_per_frame + slot + 1)
+    return places
+
+
+def _note_quality(received: ReceivedSlots, state: Incoming) -> None:
+    mask = np.zeros(received.attempted.shape[1], bool)
+    mask[list(state.subchannels)] = True
+    attempted = received.attempted & mask
+    ok = sum(1 for _, k in received.blocks if mask[k])
+    state.blocks_ok += ok
+    state.blocks_failed += int(attempted.sum()) - ok
+    state.snr.total += np.where(attempted, received.snr, 0.0).sum(axis=0)
+    state.snr.count += attempted.sum(axis=0)
+    if np.isfinite(received.evm):
+        state.evm.append(received.evm)
+
+
+def _adapt(context: NodeContext, received: ReceivedSlots, state: Incoming) -> NDArray[np.int64]:
+    """MCS of a client's subchannels after a frame; unchanged when nothing was heard."""
+    chosen = list(state.subchannels)
+    attempted = received.attempted[:, chosen]
+    current = state.history.entries[-1][1][chosen]
+    if not attempted.any():
+        return current
+    ok = sum(1 for _, k in received.blocks if k in state.subchannels)
+    state.adaptation.observe(ok, int(attempted.sum()) - ok)
+    count = np.maximum(attempted.sum(axis=0), 1)
+    snr = np.where(attempted, received.snr[:, chosen], 0.0).sum(axis=0) / count
+    proposal = state.adaptation.choose(snr, context.numerology.block_resource_elements)
+    return np.where(attempted.any(axis=0), proposal, current)

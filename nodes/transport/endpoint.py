@@ -1,0 +1,327 @@
+"""What a node or the controller holds in its hand: send a message, wait for one, move weights."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import msgspec
+
+from nodes.errors import MessageError, PeerLostError, StoppedError, WaitTimeoutError
+from nodes.messages import (
+    CONTROLLER,
+    Body,
+    Envelope,
+    Heartbeat,
+    PeerLost,
+    decode_envelope,
+    encode_envelope,
+)
+from nodes.transport.wire import CHUNK_BYTES, Delivery, Plane, Wire
+
+BULK_FORMAT = "bulk/1"
+MAX_BULK_BYTES = 1 << 31
+MAX_PENDING = 10_000
+BULK_KINDS = ("weights",)  # parameters, buffers and optimiser state; nothing else has a bulk plane
+
+BodyType = TypeVar("BodyType")
+
+
+class BulkHeader(msgspec.Struct, frozen=True):
+    """In front of every chunk."""
+
+    run: str
+    purpose: str
+    kind: str
+    index: int
+    num_chunks: int
+    total_bytes: int
+    digest: bytes
+    format: str = BULK_FORMAT
+
+
+@dataclass
+class _Waiter:
+    source: str | None
+    accepts: Callable[[Envelope], bool]
+    future: asyncio.Future[Envelope]
+
+
+@dataclass
+class _Assembly:
+    header: BulkHeader
+    chunks: list[bytes] = field(default_factory=list)
+
+
+class Endpoint:
+    """A named participant of one run.
+
+    Parameters
+    ----------
+    wire
+        In-memory or ZeroMQ wire.
+    run
+        Run id; messages of other runs are refused and counted.  Empty until a node is welcomed.
+    on_refused
+        Called with (peer, reason) for each refused message.
+
+    Attributes
+    ----------
+    lost
+        Reason by peer that the controller declared gone.
+    ended
+        Why every wait ends; ``None`` while none does.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        run: str = "",
+        on_refused: Callable[[str, str], None] = lambda peer, reason: None,
+    ) -> None:
+        self.name = wire.name
+        self.run = run
+        self.refused = 0
+        self.stale = 0
+        self.last_heard_s: float | None = None
+        self._wire = wire
+        self._on_refused = on_refused
+        self._sequence = 0
+        self._oldest_round = -1
+        self._pending: deque[Envelope] = deque()
+        self._waiters: list[_Waiter] = []
+        self.lost: dict[str, str] = {}
+        self.ended: str | None = None
+        self._assemblies: dict[tuple[str, str], _Assembly] = {}
+        self._bulk_ready: dict[str, bytes] = {}
+        self._bulk_waiters: dict[str, asyncio.Future[bytes]] = {}
+        self._reader = asyncio.create_task(self._read(), name=f"messages to {self.name}")
+
+    # ---------------------------------------------------------------------------- sending
+    async def send(
+        self, target: str, body: Body, *, round_index: int = -1, attempt: int = 0, at_ns: int = 0
+    ) -> None:
+        """Send a message that takes effect at ``at_ns`` of experiment time.
+
+        Raises
+        ------
+        MessageError
+            The message is larger than the control plane carries.
+        """
+        self._sequence += 1
+        envelope = Envelope(self.run, self.name, target, round_index, attempt, self._sequence, at_ns, body)
+        await self._wire.send(target, Plane.CONTROL, (encode_envelope(envelope),))
+
+    async def send_bulk(self, target: str, purpose: str, kind: str, data: bytes) -> None:
+        """Send weights in chunks, off the clock.
+
+        Raises
+        ------
+        MessageError
+            ``kind`` is not one that the bulk plane carries: smashed data and gradients go over
+            the air.
+        """
+        _check_bulk(kind, len(data))
+        digest = hashlib.blake2b(data, digest_size=16).digest()
+        num_chunks = max(1, -(-len(data) // CHUNK_BYTES))
+        for index in range(num_chunks):
+            header = BulkHeader(self.run, purpose, kind, index, num_chunks, len(data), digest)
+            chunk = data[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+            await self._wire.send(target, Plane.BULK, (msgspec.msgpack.encode(header), chunk))
+
+    # -------------------------------------------------------------------------- receiving
+    async def take(
+        self,
+        body_type: type[BodyType] | tuple[type[BodyType], ...],
+        source: str | None,
+        *,
+        timeout_s: float,
+        round_index: int | None = None,
+        accepts: Callable[[BodyType], bool] = lambda body: True,
+        what: str = "",
+    ) -> tuple[BodyType, Envelope]:
+        """The oldest message of a type from a source, waited for if need be.
+
+        Parameters
+        ----------
+        timeout_s
+            Wall-clock limit [s].
+        what
+            What is being waited for, for the error.
+
+        Raises
+        ------
+        WaitTimeoutError, PeerLostError, StoppedError
+        """
+
+        def fits(envelope: Envelope) -> bool:
+            return (
+                isinstance(envelope.body, body_type)
+                and (source is None or envelope.source == source)
+                and (round_index is None or envelope.round_index == round_index)
+                and accepts(envelope.body)
+            )
+
+        for envelope in self._pending:
+            if fits(envelope):
+                self._pending.remove(envelope)
+                return envelope.body, envelope  # type: ignore[return-value]
+        if self.ended is not None:
+            raise StoppedError(self.ended)
+        if source is not None and source in self.lost:
+            raise PeerLostError(f"{source} is lost: {self.lost[source]}")
+        waiter = _Waiter(source, fits, asyncio.get_running_loop().create_future())
+        self._waiters.append(waiter)
+        try:
+            envelope = await asyncio.wait_for(waiter.future, timeout_s)
+        except (TimeoutError, asyncio.TimeoutError):
+            raise WaitTimeoutError(
+                f"{self.name} waited {timeout_s} s for {what or body_type} from {source or 'anyone'}"
+            ) from None
+        finally:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+        return envelope.body, envelope  # type: ignore[return-value]
+
+    async def take_bulk(self, purpose: str, timeout_s: float) -> bytes:
+        """Weights that came under a purpose.
+
+        Raises
+        ------
+        WaitTimeoutError, StoppedError
+        """
+        if purpose in self._bulk_ready:
+            return self._bulk_ready.pop(purpose)
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._bulk_waiters[purpose] = future
+        try:
+            return await asyncio.wait_for(future, timeout_s)
+        except (TimeoutError, asyncio.TimeoutError):
+            raise WaitTimeoutError(f"{self.name} waited {timeout_s} s for weights ({purpose})") from None
+        finally:
+            self._bulk_waiters.pop(purpose, None)
+
+    def enter_round(self, round_index: int) -> None:
+        """Messages of earlier rounds are stale from now on: refused and counted."""
+        self._oldest_round = round_index
+        kept = [envelope for envelope in self._pending if not self._is_stale(envelope)]
+        self.stale += len(self._pending) - len(kept)
+        self._pending = deque(kept)
+
+    def lose(self, peer: str, reason: str) -> None:
+        """Everyone who waits for this peer is told that it is gone."""
+        self.lost[peer] = reason
+        for waiter in self._waiters:
+            if waiter.source == peer and not waiter.future.done():
+                waiter.future.set_exception(PeerLostError(f"{peer} is lost: {reason}"))
+
+    def regain(self, peer: str) -> None:
+        """The peer is back."""
+        self.lost.pop(peer, None)
+
+    def end(self, reason: str) -> None:
+        """Every wait, open or to come, ends with :class:`StoppedError`."""
+        if self.ended is None:
+            self.ended = reason
+        for waiter in self._waiters:
+            if not waiter.future.done():
+                waiter.future.set_exception(StoppedError(reason))
+        for future in self._bulk_waiters.values():
+            if not future.done():
+                future.set_exception(StoppedError(reason))
+
+    async def close(self) -> None:
+        """Stop reading and give the wire back."""
+        self.end("the endpoint was closed")
+        self._reader.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
+        await self._wire.close()
+
+    # ---------------------------------------------------------------------------- reading
+    async def _read(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            delivery = await self._wire.receive()
+            self.last_heard_s = loop.time()
+            try:
+                if delivery.plane is Plane.BULK:
+                    self._put_bulk(delivery)
+                else:
+                    self._put(decode_envelope(delivery.frames[0]), delivery.source)
+            except MessageError as exc:
+                self.refused += 1
+                self._on_refused(delivery.source, str(exc))
+
+    def _is_stale(self, envelope: Envelope) -> bool:
+        return 0 <= envelope.round_index < self._oldest_round
+
+    def _put(self, envelope: Envelope, source: str) -> None:
+        if envelope.source != source:
+            raise MessageError(f"{source} signed a message as {envelope.source}")
+        if self.run and envelope.run and envelope.run != self.run:
+            raise MessageError(f"a message of run {envelope.run}; this is run {self.run}")
+        if isinstance(envelope.body, Heartbeat):
+            return
+        if isinstance(envelope.body, PeerLost) and source == CONTROLLER:
+            self.lose(envelope.body.peer, envelope.body.reason)
+            return
+        if self._is_stale(envelope):
+            self.stale += 1
+            return
+        for waiter in self._waiters:
+            if not waiter.future.done() and waiter.accepts(envelope):
+                waiter.future.set_result(envelope)
+                return
+        if len(self._pending) >= MAX_PENDING:
+            raise MessageError(f"more than {MAX_PENDING} messages wait; dropped one of {source}")
+        self._pending.append(envelope)
+
+    def _put_bulk(self, delivery: Delivery) -> None:
+        try:
+            header = msgspec.msgpack.decode(delivery.frames[0], type=BulkHeader)
+        except msgspec.MsgspecError as exc:
+            raise MessageError(f"not a {BULK_FORMAT} header: {exc}") from exc
+        if header.format != BULK_FORMAT or (self.run and header.run != self.run):
+            raise MessageError(f"bulk data of {header.format}, run {header.run!r}; expected run {self.run!r}")
+        _check_bulk(header.kind, header.total_bytes)
+        key = (delivery.source, header.purpose)
+        if header.index == 0:
+            self._assemblies[key] = _Assembly(header)
+        assembly = self._assemblies.get(key)
+        if (
+            assembly is None
+            or len(assembly.chunks) != header.index
+            or assembly.header.digest != header.digest
+        ):
+            self._assemblies.pop(key, None)
+            raise MessageError(
+                f"chunk {header.index} of {header.purpose} from {delivery.source} out of order"
+            )
+        assembly.chunks.append(delivery.frames[1])
+        if sum(map(len, assembly.chunks)) > header.total_bytes:
+            del self._assemblies[key]
+            raise MessageError(f"{header.purpose} from {delivery.source} is longer than stated")
+        if len(assembly.chunks) < header.num_chunks:
+            return
+        del self._assemblies[key]
+        data = b"".join(assembly.chunks)
+        if hashlib.blake2b(data, digest_size=16).digest() != header.digest:
+            raise MessageError(f"{header.purpose} from {delivery.source} arrived damaged")
+        future = self._bulk_waiters.get(header.purpose)
+        if future is not None and not future.done():
+            future.set_result(data)
+        else:
+            self._bulk_ready[header.purpose] = data
+
+
+def _check_bulk(kind: str, num_bytes: int) -> None:
+    if kind not in BULK_KINDS:
+        raise MessageError(
+            f"the bulk plane carries {', '.join(BULK_KINDS)}, not {kind}: smashed data and gradients go over the air"
+        )
+    if num_bytes > MAX_BULK_BYTES:
+        raise MessageError(f"{num_bytes} bytes of {kind} exceed the {MAX_BULK_BYTES} allowed")

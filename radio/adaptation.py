@@ -1,0 +1,67 @@
+"""Link adaptation: the MCS of each subchannel from its SNR and from what was acknowledged.
+
+The inner loop picks the fastest MCS whose threshold lies below the effective SNR; the outer loop
+shifts that SNR by what acknowledgements say, so that estimation errors of any kind end in the
+target block error rate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radio.mcs import highest_mcs
+from radio.phy import UNUSED
+from radio.units import linear_to_db
+
+STEP_DB = 0.5  # shift after a frame whose blocks all failed, at a target of 0
+LIMIT_DB = 10.0
+
+
+@dataclass
+class LinkAdaptation:
+    """Outer loop of one link direction.
+
+    Attributes
+    ----------
+    target_bler
+        Block error rate that the shift settles at.
+    backoff_db
+        Fixed margin [dB] below the thresholds.
+    offset_db
+        Current shift [dB]; positive makes the choice more careful.
+    """
+
+    target_bler: float
+    backoff_db: float
+    offset_db: float = 0.0
+
+    def observe(self, num_ok: int, num_failed: int) -> None:
+        """Note the blocks of one frame; the shift moves by at most :data:`STEP_DB`."""
+        total = num_ok + num_failed
+        if total == 0:
+            return
+        # In equilibrium the mean of (error rate - target) is zero, so the target is met exactly.
+        step = STEP_DB * (num_failed / total - self.target_bler)
+        self.offset_db = float(np.clip(self.offset_db + step, -LIMIT_DB, LIMIT_DB))
+
+    def choose(self, snr: NDArray[np.floating], num_resource_elements: int) -> NDArray[np.int64]:
+        """MCS index of each subchannel.
+
+        Parameters
+        ----------
+        snr
+            ``[num_subchannels]`` linear SNR; 0 or NaN where there is none.
+
+        Returns
+        -------
+        ``[num_subchannels]``; the lowest MCS where even that one's threshold is missed, because a
+        granted subchannel is kept in use until the stream is given up.
+        """
+        usable = np.nan_to_num(np.asarray(snr, np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+        snr_db = np.asarray(linear_to_db(np.maximum(usable, 1e-12)))
+        margin = self.backoff_db + self.offset_db
+        index = np.asarray(highest_mcs(snr_db, num_resource_elements, margin), np.int64)
+        return np.where(index == UNUSED, 0, index)

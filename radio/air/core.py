@@ -1,0 +1,327 @@
+"""The merge point of the emulated air.
+
+Each port says, in order, either ``burst(first_sample)`` or ``silent_until(sample)``; a window
+asked for by a receiver is computed once every port that it can hear has spoken for it.  Nothing
+here knows wall time, processes or transports, so the outcome depends on what was said and never
+on when it arrived.
+
+A port may *stand down*: it stays silent until a control message makes it speak again.  A receiver
+names the ports from which it expects a word of their own in this window; for those, standing
+down does not count.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radio.air.channel import LinkChannel, LinkParameters
+from radio.air.kernels import add_link, convert
+from radio.errors import GapError, LateBurstError, RadioConfigurationError
+from radio.events import Observer, RadioEvent, RadioEventKind, ignore
+from radio.randomness import CounterStream
+from radio.units import db_to_linear, thermal_noise_w_per_hz
+
+RETAINED_SAMPLES = 1 << 23  # per port: 64 MiB of bursts that some receiver has not passed yet
+
+
+@dataclass(frozen=True)
+class PortParameters:
+    """Hardware of one port.
+
+    Attributes
+    ----------
+    tx_full_scale_dbm
+        Power of a sample of magnitude 1.0 at the transmit port.
+    rx_full_scale_dbm
+        Power at the receive port that reaches full scale with a receiver gain of 0 dB.
+    muted
+        The power amplifier is off: bursts are accepted and nothing is radiated.
+    """
+
+    name: str
+    tx_full_scale_dbm: float
+    rx_full_scale_dbm: float = 0.0
+    noise_figure_db: float = 7.0
+    converter_bits: int = 12
+    muted: bool = False
+
+
+@dataclass(frozen=True)
+class AirParameters:
+    """The whole emulated air; everything in it but the ports' names is hidden truth."""
+
+    seed: int
+    sample_rate_hz: float
+    tap_update_samples: int
+    ports: tuple[PortParameters, ...]
+    links: tuple[LinkParameters, ...]
+
+
+@dataclass(frozen=True)
+class WindowRequest:
+    receiver: str
+    request_id: int
+    first_sample: int
+    num_samples: int
+    expected: frozenset[str]
+
+
+@dataclass
+class Window:
+    """Samples that a receiver asked for, after its converter."""
+
+    receiver: str
+    request_id: int
+    first_sample: int
+    samples: NDArray[np.complex64]  # [num_samples]
+    clipped_samples: int
+
+
+@dataclass
+class _Burst:
+    first_sample: int
+    samples: NDArray[np.complex64]
+
+    @property
+    def end(self) -> int:
+        return self.first_sample + len(self.samples)
+
+
+@dataclass
+class _Port:
+    parameters: PortParameters
+    noise: CounterStream
+    rx_gain_db: float = 0.0
+    attached: bool = True
+    spoken_until: int = 0
+    standing_down: bool = True
+    heard_until: int = 0
+    dropped_until: int = 0
+    bursts: deque[_Burst] = field(default_factory=deque)
+    requests: deque[WindowRequest] = field(default_factory=deque)
+
+
+class AirCore:
+    """State machine of the air: feed it words and requests, collect windows.
+
+    Parameters
+    ----------
+    parameters
+        Ports, links and seed.
+    observer
+        Called with LATE, GAP and CLIPPED events.
+    """
+
+    def __init__(self, parameters: AirParameters, observer: Observer = ignore) -> None:
+        self.parameters = parameters
+        self._observe = observer
+        self._ports = {
+            port.name: _Port(port, CounterStream(parameters.seed, "noise", port.name))
+            for port in parameters.ports
+        }
+        self._heard_by: dict[str, list[LinkChannel]] = {name: [] for name in self._ports}
+        for link in parameters.links:
+            for end in (link.transmitter, link.receiver):
+                self._port(end)
+            self._heard_by[link.receiver].append(
+                LinkChannel(link, parameters.seed, parameters.sample_rate_hz)
+            )
+
+    def _port(self, name: str) -> _Port:
+        try:
+            return self._ports[name]
+        except KeyError:
+            known = ", ".join(sorted(self._ports))
+            raise RadioConfigurationError(f"no port {name!r} on this air; ports are: {known}") from None
+
+    # ------------------------------------------------------------------------------ words
+    def attach(self, name: str) -> None:
+        """A radio takes its port (again); it stands down until it speaks."""
+        port = self._port(name)
+        port.attached = True
+        port.standing_down = True
+
+    def detach(self, name: str) -> list[Window]:
+        """A radio is gone: nobody waits for it any more."""
+        port = self._port(name)
+        port.attached = False
+        port.requests.clear()
+        return self._advance()
+
+    def set_rx_gain(self, name: str, rx_gain_db: float) -> None:
+        """Receiver gain [dB] for windows computed from now on."""
+        self._port(name).rx_gain_db = rx_gain_db
+
+    def burst(self, name: str, first_sample: int, samples: NDArray[np.complex64]) -> list[Window]:
+        """Radiate ``samples`` ``[num_samples]`` from an absolute index on.
+
+        Raises
+        ------
+        LateBurstError
+            The burst overlaps what this port has spoken for or what a receiver has already heard.
+        """
+        port = self._port(name)
+        self._check_order(port, first_sample, "burst")
+        if not port.parameters.muted and len(samples):
+            converted = np.array(samples, dtype=np.complex64)
+            clipped = convert(converted, 1.0, port.parameters.converter_bits)
+            if clipped:
+                self._observe(RadioEvent(RadioEventKind.CLIPPED, name, first_sample, clipped, "transmitter"))
+            port.bursts.append(_Burst(first_sample, converted))
+            self._drop_old(port)
+        port.spoken_until = first_sample + len(samples)
+        port.standing_down = False
+        return self._advance()
+
+    def silent_until(self, name: str, sample: int) -> list[Window]:
+        """Promise to radiate nothing before an absolute sample index."""
+        port = self._port(name)
+        port.spoken_until = max(port.spoken_until, sample)
+        port.standing_down = False
+        return self._advance()
+
+    def stand_down(self, name: str) -> list[Window]:
+        """Stay silent until told otherwise by a control message."""
+        self._port(name).standing_down = True
+        return self._advance()
+
+    def request(self, request: WindowRequest) -> list[Window]:
+        """Ask for a window; windows of one receiver are asked for in order.
+
+        Raises
+        ------
+        GapError
+            The window begins before samples that are no longer kept.
+        """
+        port = self._port(request.receiver)
+        for link in self._heard_by[request.receiver]:
+            source = self._port(link.parameters.transmitter)
+            if request.first_sample < source.dropped_until:
+                self._observe(RadioEvent(RadioEventKind.GAP, request.receiver, request.first_sample))
+                raise GapError(
+                    f"{request.receiver} asked for samples from {request.first_sample} on, but bursts of "
+                    f"{source.parameters.name} are kept from {source.dropped_until} on only"
+                )
+        port.requests.append(request)
+        return self._advance()
+
+    def _check_order(self, port: _Port, first_sample: int, what: str) -> None:
+        name = port.parameters.name
+        heard = max(
+            (
+                self._ports[receiver].heard_until
+                for receiver, links in self._heard_by.items()
+                if any(link.parameters.transmitter == name for link in links)
+            ),
+            default=0,
+        )
+        earliest = max(port.spoken_until, heard)
+        if first_sample < earliest:
+            self._observe(RadioEvent(RadioEventKind.LATE, name, first_sample))
+            raise LateBurstError(
+                f"{what} of {name} at sample {first_sample} is late: everything before {earliest} is settled"
+            )
+
+    def _drop_old(self, port: _Port) -> None:
+        """Forget bursts that all receivers have passed, and the oldest beyond the retention."""
+        name = port.parameters.name
+        passed = min(
+            (
+                self._ports[receiver].heard_until - max(link.max_delay_samples for link in links)
+                for receiver, links in self._heard_by.items()
+                if any(link.parameters.transmitter == name for link in links)
+            ),
+            default=0,
+        )
+        kept = sum(len(burst.samples) for burst in port.bursts)
+        while len(port.bursts) > 1 and (port.bursts[0].end <= passed or kept > RETAINED_SAMPLES):
+            burst = port.bursts.popleft()
+            kept -= len(burst.samples)
+            if burst.end > passed:
+                port.dropped_until = burst.end
+
+    # ---------------------------------------------------------------------------- windows
+    def _advance(self) -> list[Window]:
+        windows = []
+        for port in self._ports.values():
+            while port.requests and self._is_settled(port.requests[0]):
+                windows.append(self._compute(port, port.requests.popleft()))
+        return windows
+
+    def _is_settled(self, request: WindowRequest) -> bool:
+        end = request.first_sample + request.num_samples
+        for link in self._heard_by[request.receiver]:
+            source = self._ports[link.parameters.transmitter]
+            if not source.attached or source.spoken_until >= end:
+                continue
+            if not source.standing_down or source.parameters.name in request.expected:
+                return False
+        return True
+
+    def waiting_for(self, receiver: str) -> Sequence[str]:
+        """Ports that the oldest open request of a receiver waits for, for messages to people."""
+        port = self._port(receiver)
+        if not port.requests:
+            return []
+        request = port.requests[0]
+        end = request.first_sample + request.num_samples
+        names = []
+        for link in self._heard_by[receiver]:
+            source = self._ports[link.parameters.transmitter]
+            if source.attached and source.spoken_until < end:
+                names.append(source.parameters.name)
+        return names
+
+    def _compute(self, port: _Port, request: WindowRequest) -> Window:
+        """Superpose what the receiver hears, in sqrt(W) at its port, then convert."""
+        parameters = self.parameters
+        update = parameters.tap_update_samples
+        first, end = request.first_sample, request.first_sample + request.num_samples
+        samples = np.empty(request.num_samples, np.complex64)
+        noise_w = thermal_noise_w_per_hz(port.parameters.noise_figure_db) * parameters.sample_rate_hz
+        for block in range(first // update, -(-end // update)):
+            start, stop = max(first, block * update), min(end, (block + 1) * update)
+            window = samples[start - first : stop - first]
+            # The whole block's noise is drawn, so that how a receiver cuts its windows changes nothing.
+            draws = port.noise.at(block).standard_normal(2 * update, dtype=np.float32)
+            draws = draws[2 * (start - block * update) : 2 * (stop - block * update)]
+            window[:] = draws.view(np.complex64)
+            window *= np.float32(np.sqrt(noise_w / 2))
+            for link in self._heard_by[port.parameters.name]:
+                source = self._ports[link.parameters.transmitter]
+                amplitude = _amplitude_sqrt_w(source.parameters.tx_full_scale_dbm)
+                taps: NDArray[np.complex64] | None = None
+                for burst in source.bursts:
+                    if burst.first_sample < stop and burst.end + link.max_delay_samples > start:
+                        if taps is None:
+                            time_s = block * update / parameters.sample_rate_hz
+                            taps = link.taps_at(time_s) * np.float32(amplitude)
+                        add_link(
+                            window,
+                            start,
+                            burst.samples,
+                            burst.first_sample,
+                            link.delays,
+                            taps,
+                            link.cycles_per_sample,
+                        )
+        gain = float(np.sqrt(db_to_linear(port.rx_gain_db))) / _amplitude_sqrt_w(
+            port.parameters.rx_full_scale_dbm
+        )
+        clipped = convert(samples, gain, port.parameters.converter_bits)
+        if clipped:
+            self._observe(
+                RadioEvent(RadioEventKind.CLIPPED, port.parameters.name, first, clipped, "receiver")
+            )
+        port.heard_until = max(port.heard_until, end)
+        return Window(request.receiver, request.request_id, first, samples, clipped)
+
+
+def _amplitude_sqrt_w(level_dbm: float) -> float:
+    """Square root of a power [W] given as a level [dBm]."""
+    return float(10.0 ** ((level_dbm - 30.0) / 20.0))

@@ -1,0 +1,1 @@
+"""Radios behind one interface; see :mod:`radio.drivers.base`."""

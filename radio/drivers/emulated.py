@@ -1,0 +1,367 @@
+"""A radio on the emulated air, in the air's process or in another one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import zmq
+import zmq.asyncio
+from numpy.typing import NDArray
+
+from radio import plane
+from radio.air.core import AirCore, Window, WindowRequest
+from radio.drivers.base import Capabilities, RadioConfig, Reception, TimestampSource
+from radio.errors import (
+    LateBurstError,
+    PlaneError,
+    RadioConfigurationError,
+    RadioError,
+    RadioLostError,
+    RadioTimeoutError,
+)
+from radio.events import Observer, RadioEvent, RadioEventKind, ignore
+
+RX_GAIN_RANGE_DB = (-3.0, 150.0)
+
+
+class AirConnection(Protocol):
+    """How one port talks to the air."""
+
+    async def attach(self) -> None: ...
+
+    async def say(self, word: plane.Word, samples: NDArray[np.complex64] | None = None) -> None: ...
+
+    async def window(self, request: plane.Request) -> Window: ...
+
+    async def detach(self) -> None: ...
+
+
+class EmulatedRadio:
+    """One port of the emulated air.
+
+    Parameters
+    ----------
+    connection
+        In-memory or ZeroMQ connection of this port.
+    sample_rate_hz
+        Sample rate of the air [Hz]; the air has one, another is refused.
+    """
+
+    capabilities = Capabilities(
+        driver="emulated",
+        timestamps=TimestampSource.SAMPLES,
+        common_timing=True,
+        min_sample_rate_hz=1e3,
+        max_sample_rate_hz=1e9,
+        rx_gain_range_db=RX_GAIN_RANGE_DB,
+    )
+
+    def __init__(self, connection: AirConnection, sample_rate_hz: float) -> None:
+        self._connection = connection
+        self._sample_rate_hz = sample_rate_hz
+        self._started = False
+        self._next_request = 0
+
+    async def start(self) -> None:
+        if not self._started:
+            await self._connection.attach()
+            self._started = True
+
+    async def stop(self) -> None:
+        if self._started:
+            self._started = False
+            await self._connection.detach()
+
+    async def configure(self, config: RadioConfig) -> RadioConfig:
+        if config.sample_rate_hz != self._sample_rate_hz:
+            raise RadioConfigurationError(
+                f"sample rate {config.sample_rate_hz} Hz asked for, the air runs at {self._sample_rate_hz} Hz"
+            )
+        low, high = RX_GAIN_RANGE_DB
+        accepted = min(max(round(config.rx_gain_db), low), high)  # whole decibels, like real front ends
+        await self._connection.say(plane.SetGain(accepted))
+        return RadioConfig(config.sample_rate_hz, accepted)
+
+    async def transmit(
+        self, samples: NDArray[np.complex64], at_sample: int, end_of_burst: bool = True
+    ) -> None:
+        self._check_started()
+        burst = samples[0]
+        if len(burst) > plane.MAX_BURST_SAMPLES:
+            raise RadioError(
+                f"a burst of {len(burst)} samples exceeds the {plane.MAX_BURST_SAMPLES} allowed; send it in parts"
+            )
+        await self._connection.say(plane.Burst(at_sample, len(burst), plane.INLINE), burst)
+
+    async def silent_until(self, at_sample: int) -> None:
+        self._check_started()
+        await self._connection.say(plane.SilentUntil(at_sample))
+
+    async def stand_down(self) -> None:
+        self._check_started()
+        await self._connection.say(plane.StandDown())
+
+    async def receive(
+        self,
+        num_samples: int,
+        at_sample: int,
+        expected: frozenset[str] = frozenset(),
+        timeout_s: float = 30.0,
+    ) -> Reception:
+        self._check_started()
+        self._next_request += 1
+        request = plane.Request(self._next_request, at_sample, num_samples, tuple(sorted(expected)))
+        try:
+            window = await asyncio.wait_for(self._connection.window(request), timeout_s)
+        except (TimeoutError, asyncio.TimeoutError):
+            raise RadioTimeoutError(
+                f"no samples {at_sample}..{at_sample + num_samples} within {timeout_s} s; "
+                f"expected to speak: {', '.join(sorted(expected)) or 'nobody'}"
+            ) from None
+        return Reception(window.samples[None, :], window.first_sample, 0.0, window.clipped_samples)
+
+    def _check_started(self) -> None:
+        if not self._started:
+            raise RadioLostError("the radio is not started")
+
+
+class InMemoryAir:
+    """The air for radios of the same event loop: words become calls."""
+
+    def __init__(self, core_of: Callable[[Observer], AirCore], account: Callable[[], AccountContext]) -> None:
+        self._observers: dict[str, Observer] = {}
+        self.core = core_of(self._notify)
+        self._waiting: dict[tuple[str, int], asyncio.Future[Window]] = {}
+        self.account = account
+
+    def _notify(self, event: RadioEvent) -> None:
+        self._observers.get(event.port, ignore)(event)
+
+    def connect(self, port: str, observer: Observer = ignore) -> InMemoryConnection:
+        self._observers[port] = observer
+        return InMemoryConnection(self, port)
+
+    def deliver(self, windows: list[Window]) -> None:
+        for window in windows:
+            future = self._waiting.pop((window.receiver, window.request_id), None)
+            if future is not None and not future.done():
+                future.set_result(window)
+
+    def wait(self, port: str, request_id: int) -> asyncio.Future[Window]:
+        future: asyncio.Future[Window] = asyncio.get_running_loop().create_future()
+        self._waiting[(port, request_id)] = future
+        return future
+
+
+class AccountContext(Protocol):
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *exc_info: object) -> object: ...
+
+
+class InMemoryConnection:
+    """Connection of one port to an :class:`InMemoryAir`."""
+
+    def __init__(self, air: InMemoryAir, port: str) -> None:
+        self._air = air
+        self._port = port
+
+    async def attach(self) -> None:
+        self._air.core.attach(self._port)
+
+    async def say(self, word: plane.Word, samples: NDArray[np.complex64] | None = None) -> None:
+        with self._air.account():
+            self._air.deliver(apply_word(self._air.core, self._port, word, samples))
+
+    async def window(self, request: plane.Request) -> Window:
+        future = self._air.wait(self._port, request.request_id)
+        with self._air.account():
+            self._air.deliver(apply_word(self._air.core, self._port, request, None))
+        return await future
+
+    async def detach(self) -> None:
+        self._air.deliver(self._air.core.detach(self._port))
+
+
+def apply_word(
+    core: AirCore, port: str, word: plane.Word, samples: NDArray[np.complex64] | None
+) -> list[Window]:
+    """Let the air hear one word of a port; return the windows that it settles."""
+    if isinstance(word, plane.Burst):
+        if samples is None or len(samples) != word.num_samples:
+            raise PlaneError("a burst without its samples")
+        return core.burst(port, word.first_sample, samples)
+    if isinstance(word, plane.SilentUntil):
+        return core.silent_until(port, word.sample)
+    if isinstance(word, plane.StandDown):
+        return core.stand_down(port)
+    if isinstance(word, plane.SetGain):
+        core.set_rx_gain(port, word.rx_gain_db)
+        return []
+    if isinstance(word, plane.Request):
+        if not 0 < word.num_samples <= plane.MAX_BURST_SAMPLES:
+            raise PlaneError(f"a window of {word.num_samples} samples is empty or too long")
+        return core.request(
+            WindowRequest(
+                port, word.request_id, word.first_sample, word.num_samples, frozenset(word.expected)
+            )
+        )
+    raise PlaneError(f"{type(word).__name__} is nothing that a radio says")
+
+
+class ZmqConnection:
+    """Connection of one port to the air's process.
+
+    Parameters
+    ----------
+    endpoint
+        ZeroMQ endpoint of the air.
+    use_shared_memory
+        ``None``: where possible; ``True``: or refuse; ``False``: never.
+    """
+
+    def __init__(
+        self,
+        context: zmq.asyncio.Context,
+        endpoint: str,
+        port: str,
+        observer: Observer = ignore,
+        use_shared_memory: bool | None = None,
+        attach_timeout_s: float = 10.0,
+    ) -> None:
+        self._context = context
+        self._endpoint = endpoint
+        self._port = port
+        self._observe = observer
+        self._use_shared_memory = use_shared_memory
+        self._attach_timeout_s = attach_timeout_s
+        self._socket: zmq.asyncio.Socket | None = None
+        self._tx: plane.SampleRing | None = None
+        self._rx: plane.SampleRing | None = None
+        self._waiting: dict[int, asyncio.Future[Window]] = {}
+        self._attached: asyncio.Future[plane.Attached] | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._failure: RadioError | None = None
+
+    @property
+    def shared_memory(self) -> bool:
+        """Whether samples move by shared memory."""
+        return self._tx is not None
+
+    async def attach(self) -> None:
+        socket = self._context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.LINGER, 200)
+        socket.setsockopt(zmq.IDENTITY, self._port.encode())
+        socket.setsockopt(zmq.MAXMSGSIZE, plane.MAX_MESSAGE_BYTES)
+        socket.connect(self._endpoint)
+        self._socket = socket
+        self._attached = asyncio.get_running_loop().create_future()
+        self._reader = asyncio.create_task(self._read(socket), name=f"air words to {self._port}")
+        host = plane.boot_id() if self._use_shared_memory is not False else ""
+        await socket.send_multipart([plane.encode_word(plane.Attach(self._port, host))])
+        try:
+            offer = await asyncio.wait_for(self._attached, self._attach_timeout_s)
+        except (TimeoutError, asyncio.TimeoutError):
+            await self.detach()
+            raise RadioTimeoutError(
+                f"the air at {self._endpoint} did not answer {self._port} within {self._attach_timeout_s} s"
+            ) from None
+        if offer.tx_fd >= 0:
+            try:
+                self._tx = plane.SampleRing.open_from(
+                    offer.pid, offer.tx_fd, offer.ring_samples, offer.nonce[:16]
+                )
+                self._rx = plane.SampleRing.open_from(
+                    offer.pid, offer.rx_fd, offer.ring_samples, offer.nonce[16:]
+                )
+            except PlaneError:
+                self._tx = self._rx = None
+                if self._use_shared_memory:
+                    raise
+        if self._use_shared_memory and self._tx is None:
+            raise PlaneError("the air offered no shared memory; set radio.plane to auto or network")
+        if self._tx is None:
+            # Tell the air not to put windows into a ring that nobody reads.
+            await socket.send_multipart([plane.encode_word(plane.Attach(self._port, ""))])
+
+    async def say(self, word: plane.Word, samples: NDArray[np.complex64] | None = None) -> None:
+        socket = self._check()
+        if isinstance(word, plane.Burst) and samples is not None:
+            offset = self._tx.write(samples) if self._tx is not None else plane.INLINE
+            word = plane.Burst(word.first_sample, word.num_samples, offset)
+            if offset == plane.INLINE:
+                frames = [plane.encode_word(word), np.ascontiguousarray(samples, np.complex64).tobytes()]
+                await socket.send_multipart(frames)
+                return
+        await socket.send_multipart([plane.encode_word(word)])
+
+    async def window(self, request: plane.Request) -> Window:
+        socket = self._check()
+        future: asyncio.Future[Window] = asyncio.get_running_loop().create_future()
+        self._waiting[request.request_id] = future
+        try:
+            await socket.send_multipart([plane.encode_word(request)])
+            return await future
+        finally:
+            self._waiting.pop(request.request_id, None)
+
+    async def detach(self) -> None:
+        if self._socket is not None and self._failure is None:
+            await self._socket.send_multipart([plane.encode_word(plane.Detach(self._port))])
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+            self._reader = None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        self._tx = self._rx = None
+        self._fail(RadioLostError("the radio was stopped"))
+
+    def _check(self) -> zmq.asyncio.Socket:
+        if self._failure is not None:
+            raise self._failure
+        if self._socket is None:
+            raise RadioLostError("the radio is not attached to the air")
+        return self._socket
+
+    def _fail(self, failure: RadioError) -> None:
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(failure)
+        self._waiting.clear()
+
+    async def _read(self, socket: zmq.asyncio.Socket) -> None:
+        while True:
+            frames = await socket.recv_multipart()
+            word = plane.decode_word(frames[0])
+            if isinstance(word, plane.Samples):
+                if word.ring_offset == plane.INLINE:
+                    samples = plane.samples_from_bytes(frames[1], word.num_samples).copy()
+                elif self._rx is not None:
+                    samples = self._rx.read(word.ring_offset, word.num_samples)
+                else:
+                    raise PlaneError("samples in shared memory that this radio has not opened")
+                future = self._waiting.get(word.request_id)
+                if future is not None and not future.done():
+                    future.set_result(
+                        Window(self._port, word.request_id, word.first_sample, samples, word.clipped_samples)
+                    )
+            elif isinstance(word, plane.Event):
+                self._observe(
+                    RadioEvent(
+                        RadioEventKind(word.kind), self._port, word.sample_index, word.count, word.detail
+                    )
+                )
+            elif isinstance(word, plane.Attached):
+                if self._attached is not None and not self._attached.done():
+                    self._attached.set_result(word)
+            elif isinstance(word, plane.Refused) and word.fatal:
+                kind = LateBurstError if "late" in word.reason else RadioError
+                self._failure = kind(word.reason)
+                if self._attached is not None and not self._attached.done():
+                    self._attached.set_exception(RadioConfigurationError(word.reason))
+                self._fail(self._failure)

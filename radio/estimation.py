@@ -1,0 +1,186 @@
+"""Channel, noise, timing and frequency from known symbols.
+
+A channel whose impulse response lies inside the cyclic prefix moves slowly over neighbouring
+subcarriers.  The few vectors that span all such channels (discrete prolate spheroidal sequences,
+Slepian 1978) separate signal from noise without knowing the delays: what lies in their span is
+the channel, the rest is noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radio.numerology import SOUNDING_SYMBOLS, Numerology
+from radio.ofdm import reference_symbols
+
+LEAKAGE = 3e-5  # power of an in-prefix channel that the span may miss: 45 dB below it
+
+
+@lru_cache(maxsize=8)
+def prefix_span(
+    prefix_samples: int, fft_size: int, num_subcarriers: int
+) -> tuple[NDArray[np.complex64], int]:
+    """Projection on the channels inside the prefix, and its rank.
+
+    Returns
+    -------
+    projection
+        ``[num_subcarriers, num_subcarriers]``, Hermitian and idempotent.
+    rank
+        Dimensions that it keeps.
+    """
+    lag = np.subtract.outer(np.arange(num_subcarriers), np.arange(num_subcarriers))
+    width = prefix_samples / fft_size
+    covariance = np.sinc(width * lag) * np.exp(-1j * np.pi * width * lag)
+    eigenvalues, vectors = np.linalg.eigh(covariance)
+    missed = np.cumsum(np.maximum(eigenvalues, 0.0)) / num_subcarriers
+    rank = max(1, int(np.count_nonzero(missed > LEAKAGE)))
+    rank = min(rank, max(1, num_subcarriers - 2))  # two dimensions stay for the noise
+    kept = vectors[:, -rank:]
+    return (kept @ kept.conj().T).astype(np.complex64), rank
+
+
+@dataclass(frozen=True)
+class ChannelEstimate:
+    """Channel of all subchannels in some slots, from their two pilot symbols.
+
+    Attributes
+    ----------
+    first, second
+        ``[num_slots, num_subchannels, subcarriers]`` channel at each pilot symbol.
+    noise_power
+        ``[num_slots, num_subchannels]`` noise power per subcarrier.
+    snr
+        ``[num_slots, num_subchannels]`` signal-to-noise power ratio per subcarrier, not below 0.
+    """
+
+    first: NDArray[np.complex64]
+    second: NDArray[np.complex64]
+    noise_power: NDArray[np.float32]
+    snr: NDArray[np.float32]
+
+
+def estimate_channel(numerology: Numerology, pilots: NDArray[np.complex64]) -> ChannelEstimate:
+    """Channel and noise from received pilot symbols divided by what was sent.
+
+    Parameters
+    ----------
+    pilots
+        ``[num_slots, 2, num_subchannels, subcarriers]``, received over sent.
+    """
+    width = numerology.subcarriers_per_subchannel
+    projection, rank = prefix_span(numerology.prefix_samples, numerology.fft_size, width)
+    # P is Hermitian, so rows times its transpose project each row.
+    channel = pilots @ projection.T
+    total = np.sum(np.abs(pilots) ** 2, axis=(1, 3))
+    inside = np.sum(np.abs(channel) ** 2, axis=(1, 3))
+    noise = np.maximum(total - inside, 1e-20) / (2 * (width - rank))
+    signal = np.maximum(inside - 2 * rank * noise, 0.0) / (2 * width)
+    return ChannelEstimate(
+        channel[:, 0],
+        channel[:, 1],
+        noise.astype(np.float32),
+        (signal / noise).astype(np.float32),
+    )
+
+
+@dataclass(frozen=True)
+class SoundingEstimate:
+    """What one transmitter's sounding says about its link.
+
+    Attributes
+    ----------
+    detected
+        Whether the known signal was there.
+    gain
+        ``[num_subchannels]`` received over sent power, in the receiver's digital scale.
+    noise_power
+        Noise power per subcarrier in the receiver's digital scale.
+    snr
+        ``[num_subchannels]`` power ratio at the sounding's PSD.
+    cfo_hz
+        Carrier frequency offset left after what the receiver already corrected [Hz].
+    delay_samples
+        Delay of the strongest path after the receiver's window start [samples].
+    """
+
+    detected: bool
+    gain: NDArray[np.float64]
+    noise_power: float
+    snr: NDArray[np.float64]
+    cfo_hz: float
+    delay_samples: float
+
+
+DETECTION_SNR = 10 ** (-15 / 10)  # sounding below this is taken for noise
+
+
+def sounding_grid(numerology: Numerology, amplitude: float) -> NDArray[np.complex64]:
+    """Known full-band signal, ``[SOUNDING_SYMBOLS, num_subcarriers]``."""
+    reference = reference_symbols("sounding", SOUNDING_SYMBOLS, numerology.num_subcarriers)
+    return np.asarray(reference * np.float32(amplitude), np.complex64)
+
+
+def estimate_sounding(
+    numerology: Numerology, received: NDArray[np.complex64], amplitude: float
+) -> SoundingEstimate:
+    """Gains, noise, frequency and delay of one link.
+
+    Parameters
+    ----------
+    received
+        ``[SOUNDING_SYMBOLS, num_subcarriers]`` grid of the sounding's symbols.
+    amplitude
+        Magnitude of each sent subcarrier, in the transmitter's digital scale.
+
+    Notes
+    -----
+    The frequency offset is the phase advance between successive symbols (range half of one over
+    the symbol duration); its standard deviation at SNR s over n resource elements is about
+    1 / (2 pi T sqrt(n s)) [Hz].
+    """
+    reference = reference_symbols("sounding", SOUNDING_SYMBOLS, numerology.num_subcarriers)
+    observed = received / (reference * np.float32(amplitude))
+    steps = np.sum(observed[1:] * observed[:-1].conj())
+    advance = float(np.angle(steps))
+    derotated = observed * np.exp(-1j * advance * np.arange(SOUNDING_SYMBOLS))[:, None]
+    mean = derotated.mean(axis=0)
+    # Noise of the normalised observations: scatter around the mean over the symbols.
+    scatter = float(np.sum(np.abs(derotated - mean) ** 2)) / (
+        (SOUNDING_SYMBOLS - 1) * numerology.num_subcarriers
+    )
+    scatter = max(scatter, 1e-30)
+    per_subchannel = np.abs(mean.reshape(numerology.num_subchannels, -1)) ** 2
+    power = np.maximum(per_subchannel.mean(axis=1) - scatter / SOUNDING_SYMBOLS, 0.0)
+    snr = power / scatter
+    # Repetition of the known signal from symbol to symbol, against noise that does not repeat.
+    coherence = abs(steps) / ((SOUNDING_SYMBOLS - 1) * numerology.num_subcarriers)
+    detected = bool(coherence / scatter > DETECTION_SNR and snr.mean() > DETECTION_SNR)
+    spectrum = np.zeros(numerology.fft_size, np.complex128)
+    spectrum[numerology.fft_bins] = mean
+    delay = int(np.argmax(np.abs(np.fft.ifft(spectrum))))
+    if delay > numerology.fft_size // 2:
+        delay -= numerology.fft_size
+    symbol_s = numerology.symbol_samples / numerology.sample_rate_hz
+    return SoundingEstimate(
+        detected,
+        power.astype(np.float64),
+        scatter * amplitude**2,
+        snr.astype(np.float64),
+        advance / (2 * np.pi * symbol_s),
+        float(delay),
+    )
+
+
+def cfo_rotation(
+    num_samples: int, first_sample: int, cfo_hz: float, sample_rate_hz: float
+) -> NDArray[np.complex64]:
+    """Phasor ``[num_samples]`` of a carrier offset, with the phase of the absolute sample index."""
+    cycles = cfo_hz / sample_rate_hz
+    start = (first_sample * cycles) % 1.0
+    phase = 2 * np.pi * (start + cycles * np.arange(num_samples))
+    return np.exp(1j * phase).astype(np.complex64)

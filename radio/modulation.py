@@ -1,0 +1,212 @@
+"""Bits to constellation points and back to soft bits, BPSK to 1024-QAM (TS 38.211, section 5.1).
+
+Each axis of a square constellation is Gray-coded amplitude modulation, so soft bits are computed per
+axis.  Equalisation and the estimate of the noise are not here: the receiver hands over equalised
+symbols with the noise variance of each.
+"""
+
+from __future__ import annotations
+
+import functools
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radio.coding.transport_block import LLR_MAX, LLR_SCALE
+from radio.jit import kernel, register_warmup
+
+
+class Modulation(IntEnum):
+    """A constellation; the value is its bits per symbol."""
+
+    BPSK = 1
+    QPSK = 2
+    QAM16 = 4
+    QAM64 = 6
+    QAM256 = 8
+    QAM1024 = 10
+
+    @property
+    def bits_per_axis(self) -> int:
+        """Bits that the real (or imaginary) part of a symbol carries; BPSK counts one."""
+        return max(1, self.value // 2)
+
+    @property
+    def axis_scale(self) -> float:
+        """Half the distance of neighbouring points on one axis, at unit mean power."""
+        # Mean square of the odd integers below 2**m is (4**m - 1) / 3; two axes share unit power.
+        return float(np.sqrt(3.0 / (2.0 * (4.0**self.bits_per_axis - 1.0))))
+
+
+@functools.cache
+def constellation(modulation: Modulation) -> NDArray[np.complex64]:
+    """Return the points by label, first bit of a symbol most significant.
+
+    The real part follows d = (1-2b0)[2^(m-1) - (1-2b2)[2^(m-2) - ... (1-2b_(2m-2))]], the imaginary
+    part the odd bits (TS 38.211, 5.1.3 to 5.1.7); BPSK is (1-2b)(1+j)/sqrt(2) (5.1.2).
+
+    Returns
+    -------
+    complex64 [2**bits_per_symbol]
+        Unit mean power.  Read only.
+    """
+    num_bits = int(modulation)
+    labels = np.arange(1 << num_bits)
+    signs = 1 - 2 * ((labels[:, None] >> np.arange(num_bits - 1, -1, -1)) & 1)
+    if modulation is Modulation.BPSK:
+        signs = np.repeat(signs, 2, axis=1)
+    axes = []
+    for axis in range(2):
+        amplitude = signs[:, -2 + axis].astype(np.float64)
+        for level, index in enumerate(range(signs.shape[1] - 4 + axis, -1, -2), start=1):
+            amplitude = signs[:, index] * (2.0**level - amplitude)
+        axes.append(amplitude * modulation.axis_scale)
+    points = (axes[0] + 1j * axes[1]).astype(np.complex64)
+    points.flags.writeable = False
+    return points
+
+
+@kernel
+def _modulate(points, bits_per_symbol, bits, out):  # type: ignore[no-untyped-def]
+    for index in range(out.shape[0]):
+        label = 0
+        for bit in range(bits_per_symbol):
+            label = (label << 1) | (bits[index * bits_per_symbol + bit] & 1)
+        out[index] = points[label]
+
+
+def modulate(modulation: Modulation, bits: NDArray[np.uint8]) -> NDArray[np.complex64]:
+    """Return the symbols that carry `bits`.
+
+    Parameters
+    ----------
+    modulation
+        The constellation.
+    bits
+        uint8 [..., num_symbols * bits_per_symbol], zeros and ones.
+
+    Returns
+    -------
+    complex64 [..., num_symbols]
+        Unit mean power over equally likely bits.
+    """
+    source = np.ascontiguousarray(bits, dtype=np.uint8)
+    if source.ndim == 0 or source.shape[-1] % modulation:
+        raise ValueError(
+            f"modulating {modulation.name}: bits have shape {list(source.shape)}, whose last axis is no "
+            f"multiple of {int(modulation)}; pad to whole symbols"
+        )
+    shape = (*source.shape[:-1], source.shape[-1] // modulation)
+    out = np.empty(shape, dtype=np.complex64)
+    _modulate(constellation(modulation), int(modulation), source.reshape(-1), out.reshape(-1))
+    return out
+
+
+@kernel
+def _quantise(value):  # type: ignore[no-untyped-def]
+    """Round to int8 within +-LLR_MAX; what is not a number is an erasure."""
+    limit = np.float32(LLR_MAX)
+    value = min(max(value, -limit), limit) if value == value else np.float32(0.0)
+    return np.int8(np.floor(value + np.float32(0.5)))
+
+
+@kernel
+def _axis_llr(fold, num_levels, weight, out, position, step):  # type: ignore[no-untyped-def]
+    """Write the soft bits of one axis, most significant first.
+
+    Folding the axis at the boundary of a bit maps the points with that bit onto one half-line of odd
+    integers, distances to the nearest ones kept.  So the nearest point of the other value is one step
+    beyond the fold, and the nearest of the same value is the clipped rounding of the coordinate.
+    """
+    half = np.float32(1 << num_levels)
+    for level in range(num_levels):
+        half *= np.float32(0.5)
+        distance = abs(fold)
+        same = np.float32(2.0) * np.floor(np.float32(0.5) * distance) + np.float32(1.0)
+        same = min(same, np.float32(2.0) * half - np.float32(1.0))
+        # (distance + 1)^2 - (distance - same)^2
+        metric = (np.float32(1.0) + same) * (np.float32(2.0) * distance + np.float32(1.0) - same)
+        metric *= weight
+        out[position + level * step] = _quantise(metric if fold >= 0 else -metric)
+        fold = half - distance
+
+
+@kernel
+def _demodulate(bits_per_symbol, axis_scale, symbols, noise_variance, out):  # type: ignore[no-untyped-def]
+    num_levels = bits_per_symbol // 2
+    inverse_scale = np.float32(1.0) / axis_scale
+    for row in range(symbols.shape[0]):
+        for index in range(symbols.shape[1]):
+            variance = noise_variance[row, index]
+            # A variance that is no positive number marks a symbol about which nothing is known.
+            weight = np.float32(LLR_SCALE) / variance if variance > 0 else np.float32(0.0)
+            real = symbols[row, index].real * inverse_scale
+            imaginary = symbols[row, index].imag * inverse_scale
+            weight *= axis_scale * axis_scale
+            position = index * bits_per_symbol
+            if bits_per_symbol == 1:
+                out[row, position] = _quantise(np.float32(4.0) * weight * (real + imaginary))
+            else:
+                _axis_llr(real, num_levels, weight, out[row], position, 2)
+                _axis_llr(imaginary, num_levels, weight, out[row], position + 1, 2)
+
+
+def demodulate_llr(
+    modulation: Modulation,
+    symbols: NDArray[np.complex64],
+    noise_variance: NDArray[np.float32],
+) -> NDArray[np.int8]:
+    """Return the exact max-log LLRs of equalised symbols, scaled for `radio.coding.decode`.
+
+    LLR = (min |y - x|^2 over points with bit 1 - the same with bit 0) / N0, times `LLR_SCALE`,
+    rounded and saturated at +-`LLR_MAX`; positive means bit 0.
+
+    Parameters
+    ----------
+    modulation
+        The constellation.
+    symbols
+        complex64 [num_blocks, num_symbols], at the constellation's own scale.
+    noise_variance
+        float32 [num_blocks, num_symbols]: N0 = E|noise|^2 after equalisation, relative to unit symbol
+        power.  Zero, negative or not a number makes the symbol an erasure.
+
+    Returns
+    -------
+    int8 [num_blocks, num_symbols * bits_per_symbol]
+    """
+    received = np.ascontiguousarray(symbols, dtype=np.complex64)
+    variance = np.ascontiguousarray(noise_variance, dtype=np.float32)
+    if received.ndim != 2 or received.shape != variance.shape:
+        raise ValueError(
+            f"demodulating {modulation.name}: symbols have shape {list(received.shape)} and noise "
+            f"variances {list(variance.shape)}; both must be [num_blocks, num_symbols]"
+        )
+    out = np.empty((received.shape[0], received.shape[1] * modulation), dtype=np.int8)
+    _demodulate(int(modulation), np.float32(modulation.axis_scale), received, variance, out)
+    return out
+
+
+def demodulate_llr_reference(
+    modulation: Modulation,
+    symbols: NDArray[np.complex64],
+    noise_variance: NDArray[np.float32],
+) -> NDArray[np.float64]:
+    """Return the max-log LLRs by search over all points, scaled by `LLR_SCALE` but not rounded."""
+    points = constellation(modulation).astype(np.complex128)
+    num_bits = int(modulation)
+    distance = np.abs(symbols[..., None].astype(np.complex128) - points) ** 2
+    labels = np.arange(points.size)
+    soft = []
+    for bit in range(num_bits):
+        is_one = ((labels >> (num_bits - 1 - bit)) & 1).astype(bool)
+        soft.append(distance[..., is_one].min(axis=-1) - distance[..., ~is_one].min(axis=-1))
+    scaled = np.stack(soft, axis=-1) / noise_variance[..., None].astype(np.float64) * LLR_SCALE
+    return scaled.reshape(*symbols.shape[:-1], -1)
+
+
+@register_warmup
+def _warm_up() -> None:
+    symbols = modulate(Modulation.QPSK, np.zeros((1, 4), dtype=np.uint8))
+    demodulate_llr(Modulation.QPSK, symbols, np.ones((1, 2), dtype=np.float32))

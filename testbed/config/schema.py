@@ -1,0 +1,176 @@
+"""What ``experiment.yaml`` and ``lab.yaml`` may say.
+
+``Lab`` is a room: boards, radios, power caps, keys.  ``Experiment`` is portable science: model,
+data, learning scheme, numerology, allocator, seed; never a URI or a key.  Both are frozen and
+refuse unknown keys.  Units are in the names.  Checks that need both files are in
+:mod:`testbed.config.checks`.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+PositiveInt = Annotated[int, Field(gt=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Compute(str, Enum):
+    """How a compute span gets its length."""
+
+    MEASURED = "measured"  # thread CPU time x the board's slowdown
+    MODELLED = "modelled"  # FLOPs x cycles per FLOP / clock: deterministic
+
+
+# ---------------------------------------------------------------------------------- experiment
+class Model(Section):
+    name: Literal["digits-cnn", "mlp", "resnet18"] = "digits-cnn"
+    cut_layer: Literal["auto"] | PositiveInt = "auto"  # number of stages on the client
+
+
+class Data(Section):
+    name: Literal["digits", "mnist", "ham10000", "cifar10"] = "digits"
+    path: str | None = None  # folder of the files, for all but digits
+    partition: Literal["iid", "dirichlet", "labels"] = "iid"
+    dirichlet_alpha: PositiveFloat = 0.5
+    labels_per_client: PositiveInt = 2
+
+
+class Learning(Section):
+    scheme: Literal["psl", "epsl"] = "epsl"
+    phi: Annotated[float, Field(ge=0, le=1)] = 0.5  # aggregation ratio; psl means 0
+    reading: Literal["layerwise", "individual", "merged"] = "layerwise"
+    weighted: bool = False  # lambda_i left in a client's own gradients
+    batch_size: PositiveInt = 32
+    learning_rate_client: PositiveFloat = 0.05
+    learning_rate_server: PositiveFloat = 0.05
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+
+
+class NumerologySection(Section):
+    sample_rate_hz: PositiveFloat
+    fft_size: PositiveInt
+    prefix_samples: PositiveInt
+    num_subchannels: PositiveInt
+    subcarriers_per_subchannel: PositiveInt
+    symbols_per_slot: PositiveInt
+    slots_per_frame: PositiveInt
+    duplex: Literal["tdd", "fdd"] = "tdd"
+
+
+class Link(Section):
+    ack_delay_s: NonNegativeFloat = 0.0005
+    target_bler: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    mcs_backoff_db: FiniteFloat = 1.0
+    stall_frames: PositiveInt = 24  # frames without one acknowledged block before a stream is given up
+
+
+class Allocator(Section):
+    name: Literal["balanced", "round-robin", "rss"] = "balanced"
+    rate_model: Literal["mcs", "shannon"] = "mcs"
+
+
+class Evaluation(Section):
+    every_rounds: PositiveInt = 10
+    validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    test_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
+
+
+class Checkpoints(Section):
+    every_rounds: Annotated[int, Field(ge=0)] = 50  # 0: only at the end
+
+
+class Experiment(Section):
+    format: Literal["experiment/1"] = "experiment/1"
+    name: Name = "experiment"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
+    rounds: PositiveInt = 120
+    round_deadline_s: PositiveFloat = 10.0  # experiment time
+    compute: Compute = Compute.MEASURED
+    model: Model = Model()
+    data: Data = Data()
+    learning: Learning = Learning()
+    numerology: NumerologySection
+    link: Link = Link()
+    allocator: Allocator = Allocator()
+    evaluation: Evaluation = Evaluation()
+    checkpoints: Checkpoints = Checkpoints()
+
+
+# ----------------------------------------------------------------------------------------- lab
+class Processor(Section):
+    clock_hz: PositiveFloat  # f
+    cycles_per_flop: PositiveFloat  # kappa
+    slowdown: PositiveFloat = 1.0  # emulated board against this machine (measured compute)
+
+
+class Fading(Section):
+    """A tapped delay line per link: exponential power-delay profile, optional line of sight."""
+
+    delay_spread_s: NonNegativeFloat = 0.0  # RMS
+    num_taps: Annotated[int, Field(ge=1, le=64)] = 1
+    rician_k_db: FiniteFloat | None = None  # None: Rayleigh
+    doppler_hz: NonNegativeFloat = 0.0  # 0: the channel does not move
+
+
+class LinkChannel(Section):
+    """One board's radio channel to and from the server (emulated radio only)."""
+
+    path_loss_db: FiniteFloat
+    cfo_hz: FiniteFloat = 0.0  # the board's carrier against the server's
+    timing_offset_samples: Annotated[int, Field(ge=0)] = 0
+    fading: Fading = Fading()
+
+
+class Board(Section):
+    name: Name
+    processor: Processor
+    max_power_dbm: FiniteFloat  # p_max, over all its subchannels
+    launch: Literal["local", "external"] = "local"
+    channel: LinkChannel | None = None  # emulated radio only
+
+
+class Server(Section):
+    name: Name = "server"
+    processor: Processor
+    downlink_psd_dbm_per_hz: FiniteFloat
+    launch: Literal["local", "external"] = "local"
+
+
+class EmulatedRadio(Section):
+    driver: Literal["emulated"] = "emulated"
+    antenna_gain_db: FiniteFloat = 10.0  # G, both ends together
+    noise_figure_db: NonNegativeFloat = 7.0
+    converter_bits: Annotated[int, Field(ge=4, le=16)] = 12
+    backoff_db: NonNegativeFloat = 12.0  # full scale above a port's maximum mean power
+    muted: tuple[Name, ...] = ()  # ports that radiate nothing, for fault drills
+    plane: Literal["auto", "shared-memory", "network"] = "auto"
+
+
+class Control(Section):
+    bind: str = "tcp://127.0.0.1:*"
+    latency_s: NonNegativeFloat = 0.001  # declared cost of a grant or a report
+    heartbeat_s: PositiveFloat = 0.5
+    timeout_s: PositiveFloat = 2.0  # wall time without a heartbeat before a peer is detached
+    start_timeout_s: PositiveFloat = 60.0
+
+
+class Lab(Section):
+    format: Literal["lab/1"] = "lab/1"
+    name: Name = "lab"
+    environment: Literal["emulated", "cabled", "over_the_air"] = "emulated"
+    carrier_hz: PositiveFloat = 2.4e9
+    total_power_dbm: FiniteFloat  # p_th, over all boards
+    radio: EmulatedRadio = EmulatedRadio()
+    control: Control = Control()
+    server: Server
+    boards: Annotated[tuple[Board, ...], Field(min_length=1, max_length=256)]
