@@ -16,6 +16,7 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,7 @@ def measure_bler(
     BlerPoint
         A block whose check passes with a wrong payload counts as an error too.
     """
-    code = transport_block_code(
-        num_resource_elements * mcs.modulation, int(mcs.modulation), mcs.code_rate
-    )
+    code = transport_block_code(num_resource_elements * mcs.modulation, int(mcs.modulation), mcs.code_rate)
     noise_variance = 10.0 ** (-snr_db / 10)
     amplitude = np.float32(np.sqrt(noise_variance / 2))
     num_errors = 0
@@ -149,9 +148,7 @@ def measure_waterfall(
     coarse_blocks = 40
 
     def share(snr_db: float) -> float:
-        return measure_bler(
-            mcs, num_resource_elements, snr_db, coarse_blocks, rng, max_iterations
-        ).bler
+        return measure_bler(mcs, num_resource_elements, snr_db, coarse_blocks, rng, max_iterations).bler
 
     low = start_db
     while share(low) < 0.5:
@@ -179,9 +176,7 @@ def measure_waterfall(
     return fit_waterfall(points)
 
 
-def measure_all(
-    *, num_blocks: int, seed: int, report: Any = None
-) -> dict[str, Any]:
+def measure_all(*, num_blocks: int, seed: int, report: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Return the thresholds document of all schemes and block lengths.
 
     Parameters
@@ -193,15 +188,13 @@ def measure_all(
     report
         Called with a line of text per scheme; None for silence.
     """
-    entries = []
+    entries: list[dict[str, Any]] = []
     guess_db = -8.0
     for mcs in SCHEMES:
         fits = []
         for class_index, num_resource_elements in enumerate(BLOCK_RESOURCE_ELEMENTS):
             rng = np.random.default_rng([seed, mcs.index, class_index])
-            fit = measure_waterfall(
-                mcs, num_resource_elements, rng, num_blocks=num_blocks, start_db=guess_db
-            )
+            fit = measure_waterfall(mcs, num_resource_elements, rng, num_blocks=num_blocks, start_db=guess_db)
             guess_db = fit.center_db
             fits.append(fit)
         entries.append(

@@ -70,7 +70,7 @@ def versions() -> dict[str, str]:
     """Versions that decide whether two nodes compute alike."""
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "numpy": np.__version__,
         "msgspec": msgspec.__version__,
     }

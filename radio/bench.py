@@ -6,6 +6,7 @@ Numbers from a shared machine vary; compare ratios inside one run.  Nothing here
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import platform
 import sys
@@ -82,7 +83,9 @@ def coding_cases() -> Iterator[Case]:
         work = payload.size * 8e-6
         bits = encode(code, payload)
         shape: Result = {"code_rate": round(code_rate, 4), "num_info_bits": code.num_info_bytes * 8}
-        yield Case(f"ldpc_encode_{label}", "info Mbit/s", work, lambda c=code, p=payload: encode(c, p), shape)
+        yield Case(
+            f"ldpc_encode_{label}", "info Mbit/s", work, functools.partial(encode, code, payload), shape
+        )
         for place, snr_db in zip(("near", "high"), snrs_db, strict=True):
             symbols = modulate(Modulation.QPSK, bits)
             variance = np.full(symbols.shape, 10 ** (-snr_db / 10), dtype=np.float32)
@@ -94,7 +97,7 @@ def coding_cases() -> Iterator[Case]:
                 f"ldpc_decode_{label}_{place}",
                 "info Mbit/s",
                 work,
-                lambda c=code, x=llr: decode(c, x),
+                functools.partial(decode, code, llr),
                 {
                     **shape,
                     "snr_db": snr_db,
@@ -112,16 +115,20 @@ def modulation_cases() -> Iterator[Case]:
         symbols = modulate(modulation, bits)
         variance = np.full(symbols.shape, 0.02, dtype=np.float32)
         name, work = modulation.name.lower(), symbols.size * 1e-6
-        yield Case(f"modulate_{name}", "Msymbol/s", work, lambda m=modulation, b=bits: modulate(m, b))
+        yield Case(f"modulate_{name}", "Msymbol/s", work, functools.partial(modulate, modulation, bits))
         yield Case(
             f"demodulate_{name}",
             "Msymbol/s",
             work,
-            lambda m=modulation, s=symbols, v=variance: demodulate_llr(m, s, v),
+            functools.partial(demodulate_llr, modulation, symbols, variance),
         )
 
 
 CASE_GROUPS: tuple[Callable[[], Iterator[Case]], ...] = (coding_cases, modulation_cases)
+
+
+def _say(module: str) -> None:
+    sys.stderr.write(f"warming {module}\n")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -130,7 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--only", default="", help="only names that contain this")
     options = parser.parse_args(arguments)
-    warm_up(lambda module: sys.stderr.write(f"warming {module}\n"))
+    warm_up(_say)
     results: dict[str, Result] = {}
     for group in CASE_GROUPS:
         for case in group():

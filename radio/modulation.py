@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from radio.coding.transport_block import LLR_MAX, LLR_SCALE
 from radio.jit import kernel, register_warmup
 
+# Symbols that pass the demodulator together; their working set stays in the first-level cache.
+_CHUNK = 256
+
 
 class Modulation(IntEnum):
     """A constellation; the value is its bits per symbol."""
@@ -112,44 +115,79 @@ def _quantise(value):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _axis_llr(fold, num_levels, weight, out, position, step):  # type: ignore[no-untyped-def]
-    """Write the soft bits of one axis, most significant first.
+def _interleave_planes(planes, count, bits_per_symbol, out, start):  # type: ignore[no-untyped-def]
+    """Write bit planes [bits_per_symbol, _CHUNK] as runs of one symbol each."""
+    # The compiler turns the common even widths into shuffles once it sees the constant.
+    if bits_per_symbol == 2:
+        for index in range(count):
+            for bit in range(2):
+                out[start + index * 2 + bit] = planes[bit, index]
+    elif bits_per_symbol == 4:
+        for index in range(count):
+            for bit in range(4):
+                out[start + index * 4 + bit] = planes[bit, index]
+    elif bits_per_symbol == 6:
+        for index in range(count):
+            for bit in range(6):
+                out[start + index * 6 + bit] = planes[bit, index]
+    elif bits_per_symbol == 8:
+        for index in range(count):
+            for bit in range(8):
+                out[start + index * 8 + bit] = planes[bit, index]
+    else:
+        for index in range(count):
+            for bit in range(10):
+                out[start + index * 10 + bit] = planes[bit, index]
 
-    Folding the axis at the boundary of a bit maps the points with that bit onto one half-line of odd
-    integers, distances to the nearest ones kept.  So the nearest point of the other value is one step
-    beyond the fold, and the nearest of the same value is the clipped rounding of the coordinate.
+
+@kernel
+def _fold_axis(fold, weight, half, out):  # type: ignore[no-untyped-def]
+    """Write the soft bits of one level of one axis and fold the axis for the next.
+
+    Folding at the boundary of a bit maps the points with that bit onto one half-line of odd integers,
+    distances to the nearest ones kept.  So the nearest point of the other value is one step beyond
+    the fold, and the nearest of the same value is the clipped rounding of the coordinate.
     """
-    half = np.float32(1 << num_levels)
-    for level in range(num_levels):
-        half *= np.float32(0.5)
-        distance = abs(fold)
-        same = np.float32(2.0) * np.floor(np.float32(0.5) * distance) + np.float32(1.0)
-        same = min(same, np.float32(2.0) * half - np.float32(1.0))
+    one, two = np.float32(1.0), np.float32(2.0)
+    furthest = two * half - one
+    for index in range(_CHUNK):
+        distance = abs(fold[index])
+        same = min(two * np.floor(np.float32(0.5) * distance) + one, furthest)
         # (distance + 1)^2 - (distance - same)^2
-        metric = (np.float32(1.0) + same) * (np.float32(2.0) * distance + np.float32(1.0) - same)
-        metric *= weight
-        out[position + level * step] = _quantise(metric if fold >= 0 else -metric)
-        fold = half - distance
+        metric = (one + same) * (two * distance + one - same) * weight[index]
+        out[index] = _quantise(metric if fold[index] >= 0 else -metric)
+        fold[index] = half - distance
 
 
 @kernel
 def _demodulate(bits_per_symbol, axis_scale, symbols, noise_variance, out):  # type: ignore[no-untyped-def]
+    """Demodulate flat float32 pairs in chunks whose every step is a plain vector loop."""
     num_levels = bits_per_symbol // 2
     inverse_scale = np.float32(1.0) / axis_scale
-    for row in range(symbols.shape[0]):
-        for index in range(symbols.shape[1]):
-            variance = noise_variance[row, index]
+    real = np.zeros(_CHUNK, np.float32)
+    imaginary = np.zeros(_CHUNK, np.float32)
+    weight = np.zeros(_CHUNK, np.float32)
+    planes = np.zeros((10, _CHUNK), np.int8)
+    numerator = np.float32(LLR_SCALE) * axis_scale * axis_scale
+    for start in range(0, noise_variance.shape[0], _CHUNK):
+        count = min(_CHUNK, noise_variance.shape[0] - start)
+        for index in range(count):
+            variance = noise_variance[start + index]
             # A variance that is no positive number marks a symbol about which nothing is known.
-            weight = np.float32(LLR_SCALE) / variance if variance > 0 else np.float32(0.0)
-            real = symbols[row, index].real * inverse_scale
-            imaginary = symbols[row, index].imag * inverse_scale
-            weight *= axis_scale * axis_scale
-            position = index * bits_per_symbol
-            if bits_per_symbol == 1:
-                out[row, position] = _quantise(np.float32(4.0) * weight * (real + imaginary))
-            else:
-                _axis_llr(real, num_levels, weight, out[row], position, 2)
-                _axis_llr(imaginary, num_levels, weight, out[row], position + 1, 2)
+            weight[index] = numerator / variance if variance > 0 else np.float32(0.0)
+            real[index] = symbols[2 * (start + index)] * inverse_scale
+            imaginary[index] = symbols[2 * (start + index) + 1] * inverse_scale
+        if bits_per_symbol == 1:
+            for index in range(count):
+                metric = np.float32(4.0) * weight[index] * (real[index] + imaginary[index])
+                out[start + index] = _quantise(metric)
+        else:
+            half = np.float32(1 << num_levels)
+            for level in range(num_levels):
+                half *= np.float32(0.5)
+                _fold_axis(real, weight, half, planes[2 * level])
+                _fold_axis(imaginary, weight, half, planes[2 * level + 1])
+            _interleave_planes(planes, count, bits_per_symbol, out, start * bits_per_symbol)
 
 
 def demodulate_llr(
@@ -184,7 +222,13 @@ def demodulate_llr(
             f"variances {list(variance.shape)}; both must be [num_blocks, num_symbols]"
         )
     out = np.empty((received.shape[0], received.shape[1] * modulation), dtype=np.int8)
-    _demodulate(int(modulation), np.float32(modulation.axis_scale), received, variance, out)
+    _demodulate(
+        int(modulation),
+        np.float32(modulation.axis_scale),
+        received.reshape(-1).view(np.float32),
+        variance.reshape(-1),
+        out.reshape(-1),
+    )
     return out
 
 

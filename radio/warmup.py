@@ -7,11 +7,19 @@ A cold start costs many seconds of compilation.  This module imports each module
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from radio import jit
 
+try:
+    import fcntl
+except ImportError:  # not a Unix: processes that start together compile side by side
+    fcntl = None  # type: ignore[assignment]
+
 KERNEL_MODULES = (
+    "radio.air.kernels",
     "radio.coding.crc",
     "radio.coding.transport_block",
     "radio.modulation",
@@ -19,7 +27,28 @@ KERNEL_MODULES = (
 
 
 def warm_up(progress: Callable[[str], None] | None = None) -> None:
-    """Import every kernel module and run what it registered; `progress` gets each module's name."""
+    """Import every kernel module and run what it registered; `progress` gets each module's name.
+
+    Of several processes that start together one compiles, and the others wait and load.
+    """
     for name in KERNEL_MODULES:
         importlib.import_module(name)
-    jit.warm_up(progress)
+    with _only_one():
+        jit.warm_up(progress)
+
+
+@contextmanager
+def _only_one() -> Iterator[None]:
+    if fcntl is None:
+        yield
+        return
+    try:
+        lock = os.open(jit.cache_directory() / "warming.lock", os.O_CREAT | os.O_RDWR, 0o600)
+    except OSError:  # a cache that cannot be written is not shared either
+        yield
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)

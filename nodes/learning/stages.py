@@ -145,19 +145,21 @@ class StageStack:
     def set_range(
         self, first: int, last: int, states: Mapping[int, Mapping[str, Tensor | np.ndarray]]
     ) -> None:
-        """Own another range of stages; stages gained take their state from `states`, which is required.
+        """Own another range of stages; stages gained take their state from `states`.
 
         Raises
         ------
         ValueError
-            If the state of a gained stage is missing or does not fit.
+            If the state of a gained stage is missing (unless it has none) or does not fit.
         """
         before = range(self.first, self.last)
         gained = [index for index in range(first, last) if index not in before]
-        if sorted(states) != gained:
+        # A pool has no state, and an empty state leaves no trace in a flat bundle.
+        needed = [index for index in gained if self.model[index].state_dict()]
+        if not set(needed) <= states.keys() <= set(gained):
             raise ValueError(
                 f"moving from stages {list(before)} to {list(range(first, last))}: states for stages "
-                f"{gained} are needed, got {sorted(states)}"
+                f"{needed} are needed, got {sorted(states)}"
             )
         kept = dict(self._optimiser.state) if self._optimiser is not None else {}
         old = (self.first, self.last)
@@ -165,7 +167,7 @@ class StageStack:
         self._rebuild(kept)
         try:
             for index in gained:
-                self.load_stage_state(index, states[index])
+                self.load_stage_state(index, states.get(index, {}))
         except ValueError:
             self.first, self.last = old
             self._rebuild(kept)
@@ -218,8 +220,9 @@ def as_tensor(array: Tensor | np.ndarray, device: torch.device | str) -> Tensor:
 
 
 def as_array(tensor: Tensor) -> np.ndarray:
-    """The tensor's values as a C-contiguous array in host memory."""
-    return np.ascontiguousarray(tensor.detach().cpu().numpy())
+    """A copy of the tensor's values as a C-contiguous array in host memory."""
+    # A copy, so that what a caller does to it cannot reach a tensor that autograd keeps.
+    return np.array(tensor.detach().cpu().numpy(), order="C", copy=True)
 
 
 @contextmanager
@@ -254,7 +257,7 @@ def flatten_states(states: Mapping[int, Mapping[str, Tensor]]) -> dict[str, np.n
 
 
 def unflatten_states(bundle: Mapping[str, np.ndarray]) -> dict[int, StageState]:
-    """Undo :func:`flatten_states`.
+    """Undo :func:`flatten_states`, except that a stage without any state is absent.
 
     Raises
     ------

@@ -65,10 +65,8 @@ def base_graph_entries(base_graph: BaseGraph) -> NDArray[np.int32]:
         Row, column, and the shift of each of the eight lifting-size sets.  Read only.
     """
     source = resources.files("radio").joinpath("data", "nr_ldpc_base_graphs.csv")
-    with source.open(newline="", encoding="utf-8") as stream:
-        lines = csv.reader(stream)
-        next(lines)
-        chosen = [[int(field) for field in line[1:]] for line in lines if int(line[0]) == base_graph]
+    lines = list(csv.reader(source.read_text(encoding="utf-8").splitlines()))
+    chosen = [[int(field) for field in line[1:]] for line in lines[1:] if int(line[0]) == base_graph]
     entries = np.array(sorted(chosen), dtype=np.int32)
     entries.flags.writeable = False
     return entries

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from radio.coding.base_graph import NUM_CORE_LAYERS, NUM_PUNCTURED_COLUMNS, LiftedCode
 from radio.coding.crc import Crc, crc_bits_reference
-from radio.coding.ldpc import LLR_MAX, decoder_layer_order
+from radio.coding.ldpc import LLR_MAX
+from radio.coding.ldpc_tables import decoder_layer_order
 from radio.coding.scrambling import gold_sequence
 from radio.coding.transport_block import (
     LLR_SCALE,
@@ -272,8 +273,8 @@ def decode_float(
     circular = _circular_positions(code)
     values = np.zeros((llr.shape[0], num_columns * size))
     values[:, code.num_code_block_bits : code.base_graph.num_systematic_columns * size] = LLR_MAX / LLR_SCALE
-    natural = llr.reshape(llr.shape[0], -1, code.bits_per_symbol).transpose(0, 2, 1)
-    natural = natural.reshape(llr.shape[0], -1)
+    per_symbol = llr.reshape(llr.shape[0], -1, code.bits_per_symbol)
+    natural = per_symbol.transpose(0, 2, 1).reshape(llr.shape[0], -1)
     for start in range(0, natural.shape[1], circular.size):
         chunk = natural[:, start : start + circular.size]
         values[:, circular[: chunk.shape[1]]] += chunk

@@ -32,15 +32,8 @@ from radio.coding.base_graph import (
     select_lifting_size,
 )
 from radio.coding.crc import Crc, crc_of_range, crc_tables
-from radio.coding.ldpc import (
-    LLR_MAX,
-    CodeTables,
-    column_strides,
-    decode_blocks,
-    decoder_tables,
-    encode_blocks,
-    encoder_tables,
-)
+from radio.coding.ldpc import LLR_MAX, decode_blocks, encode_blocks
+from radio.coding.ldpc_tables import CodeTables, column_strides, decoder_tables, encoder_tables
 from radio.coding.scrambling import gold_sequence
 from radio.jit import register_warmup
 
@@ -54,8 +47,9 @@ __all__ = [
     "transport_block_code",
 ]
 
-# Decoder input steps per unit of natural log-likelihood ratio ln(P(bit = 0) / P(bit = 1)).  Half of
-# it costs 0.05 dB at rate 1/5 through coarse steps; twice as much (two combined copies) still decodes.
+# Decoder input steps per unit of natural log-likelihood ratio ln(P(bit = 0) / P(bit = 1)).  With half
+# as many the steps are so coarse that the waterfall moves by over 0.1 dB; with twice as many (also two
+# retransmissions added up) saturation begins to cost, but blocks far above the threshold still decode.
 LLR_SCALE = 4.0
 MIN_CODE_RATE = 1 / 5
 MAX_CODE_RATE = 8 / 9

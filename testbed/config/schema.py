@@ -35,6 +35,7 @@ class Compute(str, Enum):
 class Model(Section):
     name: Literal["digits-cnn", "mlp", "resnet18"] = "digits-cnn"
     cut_layer: Literal["auto"] | PositiveInt = "auto"  # number of stages on the client
+    cut_schedule: dict[int, PositiveInt] = {}  # from a round on, this cut: for studies of cut moves
 
 
 class Data(Section):
@@ -69,6 +70,7 @@ class NumerologySection(Section):
 
 class Link(Section):
     ack_delay_s: NonNegativeFloat = 0.0005
+    turnaround_s: NonNegativeFloat = 0.0005  # between hearing the server's sounding and answering it
     target_bler: Annotated[float, Field(gt=0, lt=1)] = 0.1
     mcs_backoff_db: FiniteFloat = 1.0
     stall_frames: PositiveInt = 24  # frames without one acknowledged block before a stream is given up
@@ -77,6 +79,7 @@ class Link(Section):
 class Allocator(Section):
     name: Literal["balanced", "round-robin", "rss"] = "balanced"
     rate_model: Literal["mcs", "shannon"] = "mcs"
+    cut_hysteresis: Annotated[float, Field(ge=0, lt=1)] = 0.05  # predicted gain that a cut move must bring
 
 
 class Evaluation(Section):
@@ -156,6 +159,13 @@ class EmulatedRadio(Section):
     plane: Literal["auto", "shared-memory", "network"] = "auto"
 
 
+class Clock(Section):
+    """Virtual: nobody sleeps.  Wall: real time times ``slow_motion``."""
+
+    kind: Literal["virtual", "wall"] = "virtual"
+    slow_motion: PositiveFloat = 1.0
+
+
 class Control(Section):
     bind: str = "tcp://127.0.0.1:*"
     latency_s: NonNegativeFloat = 0.001  # declared cost of a grant or a report
@@ -171,6 +181,7 @@ class Lab(Section):
     carrier_hz: PositiveFloat = 2.4e9
     total_power_dbm: FiniteFloat  # p_th, over all boards
     radio: EmulatedRadio = EmulatedRadio()
+    clock: Clock = Clock()
     control: Control = Control()
     server: Server
     boards: Annotated[tuple[Board, ...], Field(min_length=1, max_length=256)]

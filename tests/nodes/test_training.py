@@ -90,7 +90,7 @@ def test_aggregation_over_different_clients_is_not_psl() -> None:
     batches = [make_batch(i, 6) for i in range(3)]
     results = []
     for reading, phi in [(Reading.LAYERWISE, 0.0), *((reading, 0.5) for reading in READINGS)]:
-        group = Group.make(3)
+        group = Group.make(3, cut=1)  # with one stage below the last, two readings coincide
         group.round(batches, [0.5, 0.3, 0.2], phi, reading)
         results.append(group.parameters())
     for i in range(4):
@@ -99,7 +99,7 @@ def test_aggregation_over_different_clients_is_not_psl() -> None:
 
 
 @pytest.mark.parametrize("reading", READINGS)
-@pytest.mark.parametrize("name", ["mlp", "resnet18"])
+@pytest.mark.parametrize("name", ["mlp", "small-norm"])
 def test_ratio_zero_is_bitwise_psl(reading: Reading, name: str) -> None:
     """Against one batch of all clients through an unsplit autograd graph, in float32."""
     batches = [(x.astype(np.float32), y) for x, y in (make_batch(i, 4 + i) for i in range(3))]
@@ -235,24 +235,26 @@ def test_the_number_of_items_back_propagated_is_the_counted_one(reading: Reading
 
 
 @pytest.mark.parametrize("reading", READINGS)
-@pytest.mark.parametrize("phi", [0.3, 0.5, 1.0])
+@pytest.mark.parametrize("phi", [0.5, 1.0])
 def test_batch_norm_counts_one_pass_of_real_samples(reading: Reading, phi: float) -> None:
     batches = [(x.astype(np.float32), y) for x, y in (make_batch(i, 4) for i in range(2))]
     running = {}
     for name, ratio in (("psl", 0.0), ("epsl", phi)):
-        group = Group.make(2, cut=2, name="resnet18", dtype=torch.float32)
+        group = Group.make(2, cut=2, name="small-norm", dtype=torch.float32)
         group.round(batches, [0.5, 0.5], ratio, reading)
         buffers = dict(group.server.stages.named_buffers())
         assert all(int(value) == 1 for key, value in buffers.items() if key.endswith("num_batches_tracked"))
         assert all(module.training for module in group.server.stages.modules())
         running[name] = buffers
-    equal = all(torch.equal(value, running["epsl"][key]) for key, value in running["psl"].items())
+    equal = all(
+        torch.allclose(value, running["epsl"][key], rtol=1e-4, atol=1e-6) for key, value in running["psl"].items()
+    )
     # `merged` never sees the real samples of merged slots, so its statistics differ; the others' do not.
     assert equal == (reading is not Reading.MERGED)
 
 
 def test_a_lone_virtual_sample_passes_batch_norm() -> None:
-    group = Group.make(2, cut=2, name="resnet18", dtype=torch.float32)
+    group = Group.make(2, cut=2, name="small-norm", dtype=torch.float32)
     batches = [(x.astype(np.float32), y) for x, y in (make_batch(i, 4) for i in range(2))]
     for reading in READINGS:
         step = group.round(batches, [0.5, 0.5], 0.25, reading)
@@ -261,7 +263,7 @@ def test_a_lone_virtual_sample_passes_batch_norm() -> None:
 
 
 def test_evaluation_scores_every_composite_and_changes_nothing() -> None:
-    group = Group.make(2, cut=2, name="resnet18", dtype=torch.float32)
+    group = Group.make(2, cut=2, name="small-norm", dtype=torch.float32)
     batches = [(x.astype(np.float32), y) for x, y in (make_batch(i, 6) for i in range(2))]
     group.round(batches, [0.5, 0.5])
     before = group.parameters()

@@ -20,6 +20,18 @@ CLASSES = 5
 
 
 def make_model(seed: int = 1, name: str = "mlp", dtype: torch.dtype = torch.float64) -> nn.ModuleList:
+    """A model of the package, or ``small-norm``: batch norm on both sides and stages without state."""
+    if name == "small-norm":
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(seed)
+            stages = [
+                nn.Sequential(nn.Conv2d(1, 4, 3, 1, 1), nn.BatchNorm2d(4), nn.ReLU()),
+                nn.MaxPool2d(2),
+                nn.Sequential(nn.Conv2d(4, 6, 3, 1, 1), nn.BatchNorm2d(6), nn.ReLU()),
+                nn.AdaptiveAvgPool2d(1),
+                nn.Sequential(nn.Flatten(), nn.Linear(6, CLASSES)),
+            ]
+        return nn.ModuleList(stages).to(dtype)
     return build_model(name, SHAPE, CLASSES, seed, dtype)
 
 

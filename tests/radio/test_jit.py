@@ -122,5 +122,6 @@ def test_decorating_leaves_the_setting_of_other_packages_alone() -> None:
     def doubled(value):  # type: ignore[no-untyped-def]
         return 2 * value
 
-    assert jit.numba.config.CACHE_DIR == before
+    after = jit.numba.config.CACHE_DIR
+    assert after == before
     assert doubled(4) == 8

@@ -231,7 +231,7 @@ def test_int8_is_within_a_tenth_of_a_decibel_of_floating_point() -> None:
 
 @pytest.mark.parametrize(("code_rate", "snr_db"), [(1 / 3, 0.0), (1 / 3, 6.0), (1 / 2, 4.0), (5 / 6, 8.0)])
 def test_no_error_floor_far_above_the_threshold(code_rate: float, snr_db: float) -> None:
-    """Saturated posteriors must not turn round: with a cap of 63 most of these blocks fail."""
+    """Saturated posteriors must not turn round; with messages of up to 63 blocks are lost here."""
     code = transport_block_code(8000, 2, code_rate)
     payload = _payload(code, 120, 21)
     for amplification in (1.0, 2.0):

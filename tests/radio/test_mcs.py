@@ -110,7 +110,7 @@ def test_fit_recovers_a_known_waterfall() -> None:
     snr_db = np.linspace(4.4, 5.6, 7)
     expected = stats.norm.sf((snr_db - 4.7) / 0.25)
     points = [
-        BlerPoint(float(snr), 2000, int(round(2000 * rate)))
+        BlerPoint(float(snr), 2000, round(2000 * float(rate)))
         for snr, rate in zip(snr_db, expected, strict=True)
     ]
     fit = fit_waterfall(points)

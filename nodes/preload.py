@@ -1,0 +1,13 @@
+"""What the forkserver loads once, so that node processes start within milliseconds.
+
+Imports and kernels only: no torch computation, whose threads would not survive the fork.
+"""
+
+from __future__ import annotations
+
+import sklearn.datasets  # noqa: F401  (the embedded data set's loader is slow to import)
+
+import nodes.process  # noqa: F401
+from radio.warmup import warm_up
+
+warm_up()

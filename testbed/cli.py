@@ -1,0 +1,180 @@
+"""The ``testbed`` command.
+
+Standard output carries results only; progress and errors go to standard error.  Exit codes are
+those of :class:`testbed.errors.ExitCode`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from testbed.errors import ConfigError, ExitCode, TestbedError, exit_code
+
+app = typer.Typer(
+    name="testbed",
+    help="Hardware-in-the-loop testbed for efficient parallel split learning over SDR wireless links.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Hardware-in-the-loop testbed for efficient parallel split learning over SDR wireless links."""
+
+
+@app.command()
+def run(
+    experiment: Annotated[
+        Path | None, typer.Argument(help="experiment.yaml; the preset's when left out")
+    ] = None,
+    lab: Annotated[Path | None, typer.Option(help="lab.yaml; the preset's when left out")] = None,
+    preset: Annotated[str, typer.Option(help="shipped experiment and lab: laptop, pluto-lab")] = "laptop",
+    rounds: Annotated[int | None, typer.Option(help="number of rounds")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of everything random")] = None,
+    allocator: Annotated[str | None, typer.Option(help="allocation policy")] = None,
+    compute: Annotated[str | None, typer.Option(help="measured or modelled compute time")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="any key, for example learning.phi=1 or lab.radio.muted=[board-1]"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="run directory; runs/NAME when left out")] = None,
+    json: Annotated[bool, typer.Option("--json", help="one JSON object as the last line of output")] = False,
+    in_memory: Annotated[
+        bool, typer.Option("--in-memory", help="all nodes in this process, for debugging")
+    ] = False,
+) -> None:
+    """Run an experiment: boards, server and air train a split model over the radio."""
+    from testbed.config.loader import load
+    from testbed.progress import RunProgress
+    from testbed.session import run_experiment
+
+    config = load(
+        experiment,
+        lab,
+        preset,
+        overrides=set_ or [],
+        environ=os.environ,
+        flags={"rounds": rounds, "seed": seed, "allocator": allocator, "compute": compute},
+    )
+    with RunProgress(config.experiment.rounds) as progress:
+        directory, result = asyncio.run(
+            run_experiment(
+                config,
+                out,
+                in_memory=in_memory,
+                progress=progress.round,
+                status=progress.status,
+                handle_signals=True,
+            )
+        )
+        picture = None
+        if result.rounds:
+            from testbed.picture import draw_run
+            from testbed.record import read_run
+
+            progress.status("drawing")
+            picture = draw_run(read_run(directory), directory / "run.svg")
+        progress.finish(directory, result, picture)
+    if json:
+        summary: dict[str, Any] = {
+            "run": str(directory.resolve()),
+            "reason": result.reason.value,
+            "words": result.words,
+            "rounds": result.rounds,
+            "test_accuracy": result.test_accuracy,
+            "test_accuracy_worst_client": result.test_accuracy_worst_client,
+            "mean_round_latency_s": result.mean_round_latency_s,
+            "experiment_s": result.experiment_s,
+            "wall_s": result.wall_s,
+            "peak_memory_bytes": result.peak_memory_bytes,
+            "cpu_share_outside_signal_and_training": result.cpu_share_outside_signal_and_training,
+            "clock": config.lab.clock.kind,
+            "compute": config.experiment.compute.value,
+            "radio": config.lab.radio.driver,
+        }
+        sys.stdout.write(msgspec.json.encode(summary).decode() + "\n")
+        sys.stdout.flush()
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def node(
+    name: Annotated[str, typer.Option(help="this node's name in lab.yaml")],
+    controller: Annotated[str, typer.Option(help="the run's address, for example tcp://127.0.0.1:5555")],
+    join_timeout: Annotated[float, typer.Option(help="seconds to look for the controller")] = 60.0,
+) -> None:
+    """Join a run as a board or as the server, serve it, and end with it."""
+    from nodes.process import NodeOptions, run_node
+
+    run_node(NodeOptions(name, controller, join_timeout_s=join_timeout))
+
+
+@app.command()
+def warmup() -> None:
+    """Compile every signal-processing kernel now, so that no run has to."""
+    from radio.jit import cache_directory
+    from radio.warmup import warm_up
+
+    warm_up(lambda module: typer.echo(f"warm: {module}", err=True))
+    typer.echo(str(cache_directory()))
+
+
+@app.command()
+def picture(
+    directory: Annotated[Path, typer.Argument(help="run directory")],
+    out: Annotated[Path | None, typer.Option(help="SVG or PNG file; run.svg in the run directory when left out")] = None,
+) -> None:
+    """Draw a run again from its directory alone."""
+    from testbed.picture import draw_run
+    from testbed.record import read_run
+
+    typer.echo(str(draw_run(read_run(directory), out or directory / "run.svg")))
+
+
+def main() -> None:
+    """Entry of the command: errors in words on standard error, exit codes as documented."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as exc:
+        sys.exit(exc.exit_code)
+    except typer.Abort:
+        sys.exit(int(ExitCode.INTERRUPTED))
+    except ConfigError as exc:
+        sys.stderr.write(f"{exc}\n")
+        sys.exit(int(exit_code(exc)))
+    except TestbedError as exc:
+        sys.stderr.write(f"testbed: {exc}\n")
+        sys.exit(int(exit_code(exc)))
+    except Exception as exc:
+        _other(exc)
+
+
+def _other(exc: Exception) -> None:
+    """Usage errors of the parser, failures of lower rooms, and bugs with their traceback."""
+    import click
+
+    if isinstance(exc, click.ClickException):
+        exc.show()
+        sys.exit(int(ExitCode.USAGE))
+    code = exit_code(exc)
+    if code is ExitCode.BUG:
+        import traceback
+
+        traceback.print_exc()
+    sys.stderr.write(f"testbed: {exc}\n{code.help}\n")
+    sys.exit(int(code))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""What the controller says to its nodes and waits for: join, ask, notice who is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from nodes.errors import NodeError as NodesRoomError
+from nodes.errors import PeerLostError, WaitTimeoutError
+from nodes.messages import Body, Envelope, Failure, Heartbeat, Hello, NodeSetup, PeerLost, Ready, Welcome
+from nodes.transport.endpoint import Endpoint
+from testbed.errors import NodeError
+from testbed.launch import RunningLab
+
+Answer = TypeVar("Answer")
+WATCH_INTERVAL_S = 0.25
+ANSWER_TIMEOUT_S = 3600.0  # heartbeats end a wait long before; this one has none left to explain it
+
+
+class NodeFailedError(NodeError):
+    """A node reported that it could not do what it was asked."""
+
+
+class Controller:
+    """The controller's end of the control plane.
+
+    Parameters
+    ----------
+    on_lost
+        Called with (node, reason) once for each node that is detached.
+    """
+
+    def __init__(
+        self,
+        lab: RunningLab,
+        run: str,
+        names: tuple[str, ...],
+        server: str,
+        timeout_s: float,
+        heartbeat_s: float,
+        on_lost: Callable[[str, str], None],
+        on_refused: Callable[[str, str], None],
+    ) -> None:
+        self.endpoint = Endpoint(lab.wire, run, on_refused)
+        self.names = names
+        self.present: set[str] = set()
+        self.lost: dict[str, str] = {}
+        self._lab = lab
+        self._server = server
+        self._timeout_s = timeout_s
+        self._heartbeat_s = heartbeat_s
+        self._on_lost = on_lost
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def welcome_all(
+        self, setup_of: Callable[[str], NodeSetup], timeout_s: float
+    ) -> tuple[dict[str, Hello], dict[str, Ready]]:
+        """Wait until every node has said hello and is ready.
+
+        Raises
+        ------
+        NodeError
+            Some did not come; they are named.
+        """
+        hellos: dict[str, Hello] = {}
+        deadline = time.monotonic() + timeout_s
+        while set(hellos) != set(self.names):
+            missing = sorted(set(self.names) - set(hellos))
+            self._refuse_the_dead(missing)
+            try:
+                hello, envelope = await self.endpoint.take(
+                    Hello, None, timeout_s=WATCH_INTERVAL_S * 4, what="hello"
+                )
+            except WaitTimeoutError:
+                if time.monotonic() > deadline:
+                    raise NodeError(
+                        f"waited {timeout_s:.0f} s for {', '.join(missing)} to join; on the board run: "
+                        f"testbed node --name NAME --controller {getattr(self._lab.wire, 'endpoint', '')}"
+                    ) from None
+                continue
+            if envelope.source in self.names and envelope.source not in hellos:
+                hellos[envelope.source] = hello
+                await self.endpoint.send(envelope.source, Welcome(setup_of(envelope.source)))
+        self.present = set(self.names)
+        self._watcher = asyncio.create_task(self._watch(), name="liveness")
+        ready = {}
+        for name in self.names:
+            answer, _ = await self._answer(name, Ready, timeout_s=timeout_s)
+            ready[name] = answer
+        return hellos, ready
+
+    def _refuse_the_dead(self, missing: list[str]) -> None:
+        for name, reason in self._lab.gone().items():
+            if name in missing or name == "air":
+                raise NodeError(f"{name} did not join: {reason}")
+
+    async def tell(self, name: str, body: Body, *, round_index: int = -1, at_ns: int = 0) -> None:
+        """Send one message."""
+        await self.endpoint.send(name, body, round_index=round_index, at_ns=at_ns)
+
+    async def ask(
+        self, name: str, body: Body, answer: type[Answer], *, round_index: int = -1, at_ns: int = 0
+    ) -> Answer:
+        """Send a command and wait for its answer.
+
+        Raises
+        ------
+        NodeFailedError, PeerLostError
+        """
+        await self.tell(name, body, round_index=round_index, at_ns=at_ns)
+        result, _ = await self._answer(name, answer)
+        return result
+
+    async def ask_all(
+        self,
+        bodies: dict[str, Body],
+        answer: type[Answer],
+        *,
+        round_index: int = -1,
+        at_ns: int = 0,
+    ) -> dict[str, Answer | NodesRoomError | NodeFailedError]:
+        """Send commands to several nodes; by node its answer, or why there is none."""
+        for name, body in bodies.items():
+            await self.tell(name, body, round_index=round_index, at_ns=at_ns)
+        results = await asyncio.gather(
+            *(self._answer(name, answer) for name in bodies), return_exceptions=True
+        )
+        answers: dict[str, Answer | NodesRoomError | NodeFailedError] = {}
+        for name, result in zip(bodies, results, strict=True):
+            if isinstance(result, NodesRoomError | NodeFailedError):
+                answers[name] = result
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                answers[name] = result[0]
+        return answers
+
+    async def _answer(
+        self, name: str, kind: type[Answer], timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> tuple[Answer, Envelope]:
+        body, envelope = await self.endpoint.take(
+            (kind, Failure), name, timeout_s=timeout_s, what=kind.__name__
+        )
+        if isinstance(body, Failure):
+            raise NodeFailedError(f"{name}: {body.words} ({body.kind})")
+        return body, envelope
+
+    async def _watch(self) -> None:
+        """Keep heartbeats going both ways and detach who is silent or gone."""
+        loop = asyncio.get_running_loop()
+        next_beat = loop.time()
+        while True:
+            if loop.time() >= next_beat:
+                next_beat = loop.time() + self._heartbeat_s
+                for name in sorted(self.present):
+                    await self.endpoint.send(name, Heartbeat())
+            gone = self._lab.gone()
+            for name in sorted(self.present):
+                silence_s = self._lab.silence_s(name)
+                if name in gone:
+                    await self._detach(name, gone[name])
+                elif silence_s is not None and silence_s > self._timeout_s:
+                    await self._detach(name, f"silent for {silence_s:.1f} s")
+            if "air" in gone and "air" not in self.lost:
+                self.lost["air"] = gone["air"]
+                self._on_lost("air", gone["air"])
+                for name in sorted(self.present):
+                    self.endpoint.lose(name, f"the air is gone: {gone['air']}")
+            await asyncio.sleep(WATCH_INTERVAL_S)
+
+    async def _detach(self, name: str, reason: str) -> None:
+        self.present.discard(name)
+        self.lost[name] = reason
+        self._on_lost(name, reason)
+        self.endpoint.lose(name, reason)
+        await self._lab.detach(name)
+        for other in sorted(self.present):
+            await self.endpoint.send(other, PeerLost(name, reason))
+        if name == self._server:
+            for other in sorted(self.present):
+                self.endpoint.lose(other, f"the server is lost ({reason}), so its round cannot end")
+
+    async def close(self) -> None:
+        """Stop watching and give the endpoint back."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+        await self.endpoint.close()
+
+
+__all__ = ["Controller", "NodeFailedError", "PeerLostError"]

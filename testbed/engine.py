@@ -1,0 +1,742 @@
+"""One run, from the first hello to the stop document.
+
+    estimates -> plan -> grants -> sounding and round -> reports -> estimates
+
+The engine decides the order of things; nodes do them, and the record keeps what they report.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import psutil
+
+from nodes.checkpoints import save_checkpoint
+from nodes.errors import NodeError as NodesRoomError
+from nodes.errors import PeerLostError
+from nodes.messages import (
+    Configure,
+    CutMove,
+    Evaluate,
+    Evaluated,
+    Hello,
+    Ready,
+    RoundReport,
+    RoundStart,
+    SoundingReport,
+    SoundingStart,
+    Stop,
+    Stopped,
+    WeightsDone,
+    WeightsInstall,
+    WeightsWanted,
+)
+from radio.units import ns_to_seconds, seconds_to_ns
+from testbed.allocator.problem import AllocationError, Plan
+from testbed.config.loader import ResolvedConfig, config_hash, resolved_yaml
+from testbed.controller import Controller, NodeFailedError
+from testbed.errors import NodeError, RadioError, RunInterrupted, TestbedError, exit_code
+from testbed.launch import ProcessUsage, RunningLab
+from testbed.planner import Planner
+from testbed.record import Event, RunWriter
+from testbed.specs import node_setup
+
+MAX_GAIN_SOUNDINGS = 6
+STOP_TIMEOUT_S = 5.0
+BULK_TIMEOUT_S = 120.0
+
+
+class StopReason(str, Enum):
+    FINISHED = "finished"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+
+
+class NothingArrivedError(RadioError):
+    """A whole round in which no client's smashed data came through the air."""
+
+
+@dataclass(frozen=True)
+class RoundSummary:
+    """One line of progress."""
+
+    round_index: int
+    latency_s: float
+    loss: float | None
+    cut_layer: int
+    words: tuple[str, ...]
+    validation_accuracy: float | None
+    retransmitted: int
+    at_s: float
+
+
+@dataclass
+class RunResult:
+    """What a run came to; also the body of ``stop.json``."""
+
+    reason: StopReason
+    words: str
+    exit_code: int
+    rounds: int
+    test_accuracy: float | None = None
+    test_accuracy_worst_client: float | None = None
+    test_loss: float | None = None
+    mean_round_latency_s: float | None = None
+    experiment_s: float = 0.0
+    wall_s: float = 0.0
+    cpu_s: dict[str, dict[str, float]] = field(default_factory=dict)
+    cpu_share_outside_signal_and_training: float | None = None
+    peak_memory_bytes: int = 0
+
+
+class Interrupts:
+    """Counts interrupts: one finishes the round, the second stops now."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.task: asyncio.Task[Any] | None = None
+
+    def __call__(self) -> None:
+        self.count += 1
+        if self.count >= 2 and self.task is not None:
+            self.task.cancel()
+
+
+class Engine:
+    """Runs one experiment on one lab.
+
+    Parameters
+    ----------
+    lab
+        Opened, its nodes not yet started.
+    progress
+        Called after each round.
+    """
+
+    def __init__(
+        self,
+        config: ResolvedConfig,
+        lab: RunningLab,
+        writer: RunWriter,
+        run: str,
+        interrupts: Interrupts,
+        progress: Callable[[RoundSummary], None] = lambda summary: None,
+        status: Callable[[str], None] = lambda words: None,
+    ) -> None:
+        self._config = config
+        self._experiment, self._lab_config = config.experiment, config.lab
+        self._lab = lab
+        self._writer = writer
+        self._run = run
+        self._interrupts = interrupts
+        self._progress = progress
+        self._status = status
+        self._clients = tuple(board.name for board in config.lab.boards)
+        self._server = config.lab.server.name
+        self._names = (*self._clients, self._server)
+        self._latency_ns = seconds_to_ns(config.lab.control.latency_s)
+        self._now_ns = 0
+        self._cut = 0
+        self._latencies_s: list[float] = []
+        self._rounds_done = 0
+        self._peak_memory_bytes = 0
+        self._controller: Controller | None = None
+        self._planner_or_none: Planner | None = None
+        self._last_accuracy: float | None = None
+
+    # ------------------------------------------------------------------------------ the run
+    async def run(self) -> RunResult:
+        """Run to the end, whatever the end is; the stop document is written in every case."""
+        started = time.monotonic()
+        result: RunResult
+        try:
+            await self._start()
+            await self._train()
+            interrupted = self._interrupts.count > 0
+            result = RunResult(
+                StopReason.INTERRUPTED if interrupted else StopReason.FINISHED,
+                f"interrupted; the round was finished ({self._rounds_done} of "
+                f"{self._experiment.rounds} rounds)"
+                if interrupted
+                else f"all {self._experiment.rounds} rounds were run",
+                1 if interrupted else 0,
+                self._rounds_done,
+            )
+            await self._conclude(result)
+        except asyncio.CancelledError:
+            if self._interrupts.count < 2:
+                raise
+            result = RunResult(
+                StopReason.INTERRUPTED, "stopped at once by a second interrupt", 1, self._rounds_done
+            )
+        except (TestbedError, NodesRoomError, AllocationError) as exc:
+            result = RunResult(
+                StopReason.FAILED, str(exc), int(exit_code(exc)), self._rounds_done
+            )
+        try:
+            await self._stop(result)
+        finally:
+            result.wall_s = round(time.monotonic() - started, 3)
+            result.experiment_s = ns_to_seconds(self._now_ns)
+            if self._latencies_s:
+                result.mean_round_latency_s = float(np.mean(self._latencies_s))
+            result.peak_memory_bytes = max(result.peak_memory_bytes, self._peak_memory_bytes)
+            self._writer.stop(
+                {
+                    **{key: value for key, value in vars(result).items() if key != "reason"},
+                    "reason": result.reason.value,
+                }
+            )
+        return result
+
+    async def _start(self) -> None:
+        self._controller = Controller(
+            self._lab,
+            self._run,
+            self._names,
+            self._server,
+            self._lab_config.control.timeout_s,
+            self._lab_config.control.heartbeat_s,
+            self._on_lost,
+            lambda peer, reason: self._writer.operation("refused", peer=peer, reason=reason),
+        )
+        self._write_start_document()
+        self._status("starting the air and the nodes")
+        local = tuple(
+            node.name
+            for node in (*self._lab_config.boards, self._lab_config.server)
+            if node.launch == "local"
+        )
+        await self._lab.start_nodes(local)
+        epoch_ns = time.monotonic_ns()
+
+        def setup_of(name: str) -> Any:  # noqa: ANN401
+            return node_setup(
+                self._experiment, self._lab_config, name, self._run, self._lab.air_endpoint, epoch_ns
+            )
+
+        hellos, ready = await self._controller.welcome_all(
+            setup_of, self._lab_config.control.start_timeout_s
+        )
+        self._note_nodes(hellos, ready)
+        model = ready[self._server].model
+        num_samples = {name: ready[name].num_samples for name in self._clients}
+        self._check_cuts(len(model.state_bytes))
+        self._planner_or_none = Planner(self._experiment, self._lab_config, model, num_samples)
+        await self._set_gains()
+        plan = self._planner.plan(0, self._heard(), None)
+        await self._configure(plan.cut_layer)
+
+    @property
+    def _planner(self) -> Planner:
+        assert self._planner_or_none is not None
+        return self._planner_or_none
+
+    @property
+    def _control(self) -> Controller:
+        assert self._controller is not None
+        return self._controller
+
+    def _check_cuts(self, num_stages: int) -> None:
+        wanted = list(self._experiment.model.cut_schedule.values())
+        if self._experiment.model.cut_layer != "auto":
+            wanted.append(self._experiment.model.cut_layer)
+        for cut in wanted:
+            if not 1 <= cut <= num_stages - 1:
+                raise NodeError(
+                    f"cut layer {cut} of {self._experiment.model.name}: it has {num_stages} stages, so a "
+                    f"cut layer lies in 1..{num_stages - 1}"
+                )
+
+    def _heard(self) -> tuple[str, ...]:
+        """Clients that take part: present, and heard in a sounding."""
+        heard = self._planner.estimates.heard
+        present = tuple(
+            name for name in self._clients if name in self._control.present and name in heard
+        )
+        if not present:
+            raise NothingArrivedError(
+                "nothing arrived over the air: the server heard no client's sounding; are ports muted "
+                "(lab.radio.muted), or is every path loss beyond the link budget?"
+            )
+        return present
+
+    async def _set_gains(self) -> None:
+        """Sound until every receiver's strongest signal peaks where it should."""
+        self._status("sounding, setting receiver gains")
+        for attempt in range(MAX_GAIN_SOUNDINGS):
+            start_ns = self._now_ns + self._latency_ns
+            command = SoundingStart(
+                start_ns,
+                self._planner.downlink_psd_w_per_hz,
+                self._clients,
+                tuple(self._planner.sounding_psd_w_per_hz(name) for name in self._clients),
+            )
+            reports = await self._control.ask_all(
+                {name: command for name in self._names}, SoundingReport, at_ns=start_ns
+            )
+            settled = True
+            for name, report in reports.items():
+                if isinstance(report, Exception):
+                    raise NodeError(f"sounding failed: {report}") from report
+                self._note_sounding(name, report, attempt)
+                self._planner.estimates.take_links(report.links)
+                settled &= report.gain_settled
+                self._now_ns = max(self._now_ns, report.end_ns + self._latency_ns)
+            self._writer.barrier()
+            if settled:
+                return
+
+    async def _configure(self, cut_layer: int) -> None:
+        self._cut = cut_layer
+        await self._require(
+            await self._control.ask_all(
+                {name: Configure(cut_layer) for name in self._names}, WeightsDone
+            )
+        )
+        for name in self._clients:
+            if name not in self._control.present:
+                continue
+            purpose = f"start/{name}"
+            await self._control.ask(self._server, WeightsWanted(name, purpose), WeightsDone)
+            done = await self._control.ask(name, WeightsInstall(purpose), WeightsDone)
+            self._writer.operation("bulk", purpose=purpose, bytes=done.num_bytes)
+
+    async def _train(self) -> None:
+        self._status("training")
+        for round_index in range(self._experiment.rounds):
+            if self._interrupts.count:
+                return
+            await self._round(round_index)
+
+    # ---------------------------------------------------------------------------- one round
+    async def _round(self, round_index: int) -> None:
+        clients = self._heard()
+        solver_start = time.perf_counter()
+        plan = self._planner.plan(round_index, clients, self._cut)
+        solver_s = time.perf_counter() - solver_start
+        if plan.cut_layer != self._cut:
+            await self._move_cut(round_index, plan, clients)
+        start_ns = self._now_ns + self._latency_ns
+        self._note_plan(round_index, start_ns, plan, clients)
+        grant = self._planner.grant(plan, clients, start_ns, self._cut, self._cut)
+        command = RoundStart(grant)
+        reports = await self._control.ask_all(
+            {name: command for name in (*clients, self._server)},
+            RoundReport,
+            round_index=round_index,
+            at_ns=start_ns,
+        )
+        words, end_ns = self._take_reports(round_index, "round", reports)
+        latency_ns = end_ns + self._latency_ns - self._now_ns
+        self._latencies_s.append(ns_to_seconds(latency_ns))
+        started_ns, self._now_ns = self._now_ns, end_ns + self._latency_ns
+        server = reports[self._server]
+        losses = [entry.loss for entry in server.losses] if isinstance(server, RoundReport) else []
+        loss = float(np.mean(losses)) if losses else None
+        self._rounds_done = round_index + 1
+        accuracy = await self._maybe_evaluate(round_index)
+        self._writer.add(
+            Event(
+                self._now_ns,
+                "controller",
+                "round",
+                round_index,
+                {
+                    "start_ns": started_ns,
+                    "latency_ns": latency_ns,
+                    "loss": loss,
+                    "cut_layer": self._cut,
+                    "clients": clients,
+                    "words": words,
+                },
+            )
+        )
+        self._writer.barrier()
+        self._sample_memory()
+        self._writer.operation(
+            "round",
+            round=round_index,
+            solver_s=round(solver_s, 6),
+            memory_bytes=self._peak_memory_bytes,
+        )
+        every = self._experiment.checkpoints.every_rounds
+        if every and self._rounds_done % every == 0:
+            await self._checkpoint()
+        self._progress(
+            RoundSummary(
+                round_index,
+                ns_to_seconds(latency_ns),
+                loss,
+                self._cut,
+                words,
+                accuracy,
+                sum(
+                    sent.blocks_retransmitted
+                    for report in reports.values()
+                    if isinstance(report, RoundReport)
+                    for sent in report.transmissions
+                ),
+                ns_to_seconds(self._now_ns),
+            )
+        )
+        self._raise_if_hopeless(round_index, reports, words)
+
+    def _raise_if_hopeless(
+        self, round_index: int, reports: dict[str, Any], words: tuple[str, ...]
+    ) -> None:
+        """End the run when the server is gone, or nothing at all came through."""
+        server = reports[self._server]
+        if "air" in self._control.lost:
+            raise RadioError(f"the emulated air is gone in round {round_index}: {self._control.lost['air']}")
+        if not isinstance(server, RoundReport):
+            raise NodeError(f"round {round_index} ended without the server: {server}")
+        if not any(stream.complete_ns is not None for stream in server.receptions):
+            raise NothingArrivedError(f"round {round_index}: " + "; ".join(words))
+
+    def _take_reports(
+        self, round_index: int, what: str, reports: dict[str, Any]
+    ) -> tuple[tuple[str, ...], int]:
+        """Put reports into the record and the estimates; what went wrong in words, and the end."""
+        words: list[str] = []
+        end_ns = self._now_ns
+        for name in self._names:  # in one order, whoever answered first
+            if name not in reports:
+                continue
+            report = reports[name]
+            if not isinstance(report, RoundReport):
+                words.append(f"{name}: {report}")
+                self._writer.add(
+                    Event(self._now_ns, name, "node-failure", round_index, {"words": str(report)})
+                )
+                continue
+            end_ns = max(end_ns, report.end_ns)
+            words.extend(text for text in report.words if text not in words)
+            self._note_report(round_index, name, report)
+            self._planner.estimates.take_links(report.links)
+            self._planner.estimates.take_spans(name, report)
+        return tuple(words), end_ns
+
+    async def _move_cut(self, round_index: int, plan: Plan, clients: tuple[str, ...]) -> None:
+        """Move the cut over the air; shallower moves merge diverged copies, so loss is noted."""
+        shallower = plan.cut_layer < self._cut
+        before = await self._evaluate("validation", clients) if shallower else None
+        start_ns = self._now_ns + self._latency_ns
+        grant = self._planner.grant(plan, clients, start_ns, plan.cut_layer, self._cut)
+        reports = await self._control.ask_all(
+            {name: CutMove(grant) for name in (*clients, self._server)},
+            RoundReport,
+            round_index=round_index,
+            at_ns=start_ns,
+        )
+        words, end_ns = self._take_reports(round_index, "cut-move", reports)
+        started_ns, self._now_ns = self._now_ns, end_ns + self._latency_ns
+        failed = [
+            name
+            for name, report in reports.items()
+            if not isinstance(report, RoundReport) or not report.complete
+        ]
+        if failed:
+            raise RadioError(
+                f"moving the cut from {self._cut} to {plan.cut_layer} failed at {', '.join(failed)}: "
+                + "; ".join(words)
+            )
+        previous, self._cut = self._cut, plan.cut_layer
+        after = await self._evaluate("validation", clients) if shallower else None
+        self._writer.add(
+            Event(
+                self._now_ns,
+                "controller",
+                "cut-move",
+                round_index,
+                {
+                    "start_ns": started_ns,
+                    "latency_ns": self._now_ns - started_ns,
+                    "from": previous,
+                    "to": self._cut,
+                    "validation_loss_before": _mean_loss(before),
+                    "validation_loss_after": _mean_loss(after),
+                },
+            )
+        )
+        self._latencies_s.append(ns_to_seconds(self._now_ns - started_ns))
+
+    # --------------------------------------------------------------------------- evaluation
+    async def _evaluate(self, split: str, clients: tuple[str, ...]) -> Evaluated:
+        """Off the clock and off the air: weights to the server over the bulk plane."""
+        purposes = []
+        for name in clients:
+            purpose = f"evaluate/{self._rounds_done}/{split}/{self._cut}/{name}"
+            await self._control.ask(name, WeightsWanted(self._server, purpose), WeightsDone)
+            purposes.append(purpose)
+        return await self._control.ask(
+            self._server, Evaluate(split, tuple(purposes)), Evaluated
+        )
+
+    async def _maybe_evaluate(self, round_index: int) -> float | None:
+        if (round_index + 1) % self._experiment.evaluation.every_rounds:
+            return None
+        present = tuple(name for name in self._clients if name in self._control.present)
+        if not present or self._server not in self._control.present:
+            return None
+        outcome = await self._evaluate("validation", present)
+        self._note_evaluation(round_index, outcome, present)
+        return float(np.mean(outcome.accuracy))
+
+    async def _conclude(self, result: RunResult) -> None:
+        present = tuple(name for name in self._clients if name in self._control.present)
+        if present and self._rounds_done:
+            outcome = await self._evaluate("test", present)
+            self._note_evaluation(self._rounds_done - 1, outcome, present)
+            result.test_accuracy = float(np.mean(outcome.accuracy))
+            result.test_accuracy_worst_client = float(np.min(outcome.accuracy))
+            result.test_loss = _mean_loss(outcome)
+            await self._checkpoint()
+
+    async def _checkpoint(self) -> None:
+        """Weights and optimiser state of every node, manifest last."""
+        parts: dict[str, bytes] = {}
+        for name in self._names:
+            if name not in self._control.present:
+                continue
+            purpose = f"checkpoint/{self._rounds_done}/{name}"
+            await self._control.ask(name, WeightsWanted("controller", purpose), WeightsDone)
+            parts[name] = await self._control.endpoint.take_bulk(purpose, BULK_TIMEOUT_S)
+        meta = {"cut_layer": self._cut, "config": config_hash(self._config), "now_ns": self._now_ns}
+        await asyncio.to_thread(
+            save_checkpoint,
+            self._writer.directory / "checkpoints",
+            self._rounds_done,
+            parts,
+            meta,
+        )
+        self._writer.operation(
+            "checkpoint", round=self._rounds_done, bytes=sum(map(len, parts.values()))
+        )
+
+    # -------------------------------------------------------------------------------- stop
+    async def _stop(self, result: RunResult) -> None:
+        """Ask everyone to stop and to say what it cost, then end what was started."""
+        usages: list[ProcessUsage] = []
+        at_once = result.exit_code == 1 and self._interrupts.count >= 2
+        controller = self._controller
+        if controller is not None:
+            if not at_once:
+                usages = await self._collect_usage(controller, result)
+            await controller.close()
+        await self._lab.close(0.0 if at_once else STOP_TIMEOUT_S)
+        if usages:
+            self._account(result, usages)
+
+    async def _collect_usage(self, controller: Controller, result: RunResult) -> list[ProcessUsage]:
+        usages = []
+        with contextlib.suppress(Exception):
+            self._sample_memory()
+        for name in sorted(controller.present):
+            await controller.tell(name, Stop(result.words))
+        for name in sorted(controller.present):
+            try:
+                last, _ = await controller.endpoint.take(
+                    Stopped, name, timeout_s=STOP_TIMEOUT_S, what="its last words"
+                )
+            except NodesRoomError as exc:
+                self._writer.operation("no-last-words", node=name, words=str(exc))
+                continue
+            usages.append(ProcessUsage(name, last.process_cpu_s, last.cpu_s, last.max_rss_bytes))
+            self._writer.operation("stopped", node=name, **msgspec.to_builtins(last))
+        usages.extend(await self._lab.usage())
+        return usages
+
+    def _account(self, result: RunResult, usages: list[ProcessUsage]) -> None:
+        """Where the process tree's CPU time went."""
+        own = time.process_time()
+        children = os.times()
+        table = {usage.name: {"total": usage.cpu_s, **usage.kinds_s} for usage in usages}
+        if self._lab.transport == "processes":
+            helpers = children.children_user + children.children_system - sum(
+                usage.cpu_s for usage in usages if usage.name == "air"
+            )
+            table["controller"] = {"total": own}
+            # Children of the forkserver are not ours to wait for; what is left is the forkserver's start.
+            table["other children"] = {"total": max(0.0, helpers)}
+            useful = sum(
+                seconds
+                for kinds in table.values()
+                for kind, seconds in kinds.items()
+                if kind in ("modem", "air", "torch")
+            )
+            total = sum(kinds["total"] for kinds in table.values())
+            result.cpu_share_outside_signal_and_training = round(1 - useful / total, 4) if total else None
+        result.cpu_s = {
+            name: {kind: round(seconds, 3) for kind, seconds in kinds.items()}
+            for name, kinds in sorted(table.items())
+        }
+
+    def _sample_memory(self) -> None:
+        """Memory of the process tree right now: proportional where the system tells it."""
+        total = 0
+        own = psutil.Process()
+        for process in (own, *own.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                try:
+                    total += process.memory_full_info().pss
+                except (psutil.AccessDenied, AttributeError):
+                    total += process.memory_info().rss
+        self._peak_memory_bytes = max(self._peak_memory_bytes, total)
+
+    # ------------------------------------------------------------------------------- notes
+    def _on_lost(self, name: str, reason: str) -> None:
+        self._writer.operation("lost", node=name, reason=reason)
+        self._writer.add(Event(self._now_ns, name, "lost", self._rounds_done, {"reason": reason}))
+        self._status(f"{name} is lost: {reason}")
+
+    def _write_start_document(self) -> None:
+        lab = self._lab_config
+        self._writer.start(
+            {
+                "run": self._run,
+                "experiment": self._experiment.name,
+                "lab": lab.name,
+                "seed": self._experiment.seed,
+                "config_hash": config_hash(self._config),
+                "radio": lab.radio.driver,
+                "environment": lab.environment,
+                "clock": lab.clock.kind,
+                "slow_motion": lab.clock.slow_motion,
+                "compute": self._experiment.compute.value,
+                "transport": self._lab.transport,
+                "reading": self._experiment.learning.reading,
+                "scenario": "reconstructed, check against the paper",
+                "started_wall_s": round(time.time(), 3),
+                "host": {
+                    "machine": platform.machine(),
+                    "system": platform.system(),
+                    "python": platform.python_version(),
+                    "cores": os.cpu_count(),
+                },
+                "pid": os.getpid(),
+            },
+            resolved_yaml(self._config),
+        )
+
+    def _note_nodes(self, hellos: dict[str, Hello], ready: dict[str, Ready]) -> None:
+        for name in self._names:
+            hello = hellos[name]
+            self._writer.operation("joined", node=name, pid=hello.pid, versions=hello.versions)
+            self._writer.add(
+                Event(0, name, "joined", -1, {"num_samples": ready[name].num_samples})
+            )
+        self._writer.add(
+            Event(0, "controller", "model", -1, msgspec.to_builtins(ready[self._server].model))
+        )
+
+    def _note_sounding(self, name: str, report: SoundingReport, attempt: int) -> None:
+        values = msgspec.to_builtins(report)
+        for link in values.pop("links"):
+            self._writer.add(Event(report.end_ns, name, "link", -1, link))
+        for span in values.pop("spans"):
+            self._writer.add(Event(span["start_ns"], name, "span", -1, span))
+        for event in values.pop("radio_events"):
+            self._writer.add(Event(event["at_ns"], name, "radio-event", -1, _renamed(event)))
+        self._writer.add(Event(report.end_ns, name, "gain", -1, {"attempt": attempt, **values}))
+
+    def _note_plan(
+        self, round_index: int, start_ns: int, plan: Plan, clients: tuple[str, ...]
+    ) -> None:
+        self._writer.add(
+            Event(
+                self._now_ns,
+                "controller",
+                "plan",
+                round_index,
+                {
+                    "method": plan.method,
+                    "cut_layer": plan.cut_layer,
+                    "assignment": [
+                        clients[int(owner)] if owner >= 0 else None for owner in plan.assignment
+                    ],
+                    "psd_w_per_hz": [float(value) for value in plan.psd_w_per_hz],
+                    "predicted_latency_s": plan.latency_s,
+                    "start_ns": start_ns,
+                },
+            )
+        )
+
+    def _note_report(self, round_index: int, name: str, report: RoundReport) -> None:
+        values = msgspec.to_builtins(report)
+        for span in values["spans"]:
+            self._writer.add(Event(span["start_ns"], name, "span", round_index, span))
+        for kind, key in (("transmission", "transmissions"), ("reception", "receptions")):
+            for stream in values[key]:
+                self._writer.add(Event(report.end_ns, name, kind, round_index, stream))
+        for link in values["links"]:
+            self._writer.add(Event(report.end_ns, name, "link", round_index, link))
+        for entry in values["losses"]:
+            self._writer.add(Event(report.end_ns, name, "loss", round_index, entry))
+        for event in values["radio_events"]:
+            self._writer.add(Event(event["at_ns"], name, "radio-event", round_index, _renamed(event)))
+
+    def _note_evaluation(
+        self, round_index: int, outcome: Evaluated, clients: tuple[str, ...]
+    ) -> None:
+        self._last_accuracy = float(np.mean(outcome.accuracy))
+        self._writer.add(
+            Event(
+                self._now_ns,
+                "controller",
+                "evaluation",
+                round_index,
+                {
+                    "split": outcome.split,
+                    "accuracy": self._last_accuracy,
+                    "worst_client_accuracy": float(np.min(outcome.accuracy)),
+                    "loss": _mean_loss(outcome),
+                    "by_client": dict(zip(clients, outcome.accuracy, strict=True)),
+                    "num_samples": outcome.num_samples,
+                },
+            )
+        )
+
+    async def _require(self, answers: dict[str, Any]) -> None:
+        for name, answer in answers.items():
+            if isinstance(answer, Exception):
+                raise NodeError(f"{name} could not do its part: {answer}") from answer
+
+
+def _mean_loss(outcome: Evaluated | None) -> float | None:
+    return None if outcome is None else float(np.mean(outcome.loss))
+
+
+def _renamed(event: dict[str, Any]) -> dict[str, Any]:
+    """A radio event's own kind, beside the record's."""
+    values = {key: value for key, value in event.items() if key not in ("at_ns", "kind")}
+    return {"radio_event": event["kind"], **values}
+
+
+def run_directory(out: Path | None, run: str) -> Path:
+    """Where a run goes: ``out``, or ``runs/RUN`` under the present folder."""
+    return out if out is not None else Path("runs") / run
+
+
+__all__ = [
+    "Engine",
+    "Interrupts",
+    "NodeFailedError",
+    "NothingArrivedError",
+    "PeerLostError",
+    "RoundSummary",
+    "RunResult",
+    "StopReason",
+    "run_directory",
+]

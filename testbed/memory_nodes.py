@@ -1,0 +1,61 @@
+"""Agents and air as tasks of one event loop, for :class:`testbed.launch.InMemoryLab` only.
+
+Loads torch, so the command line never imports this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import torch
+
+from nodes.agent import Agent
+from nodes.messages import NodeSetup
+from nodes.transport.wire import MemoryHub
+from radio.air.core import AirCore, AirParameters
+from radio.drivers.emulated import EmulatedRadio, InMemoryAir
+from radio.events import Observer
+from radio.ledger import CpuLedger
+
+
+class MemoryNodes:
+    """Agents and air in one event loop."""
+
+    def __init__(self, hub: MemoryHub, air: AirParameters) -> None:
+        torch.set_num_threads(1)  # as in a node's process, or sums would be taken in another order
+        self._hub = hub
+        self.air_ledger = CpuLedger()
+        self._air = InMemoryAir(
+            lambda observer: AirCore(air, observer), lambda: self.air_ledger.account("air")
+        )
+        self._agents: dict[str, Agent] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def start(self, name: str) -> None:
+        """Start a node as a task."""
+
+        def make_radio(setup: NodeSetup, observer: Observer) -> EmulatedRadio:
+            return EmulatedRadio(
+                self._air.connect(name, observer), setup.numerology.sample_rate_hz
+            )
+
+        agent = Agent(self._hub.wire(name), make_radio, CpuLedger())
+        self._agents[name] = agent
+        self._tasks[name] = asyncio.create_task(agent.run(), name=f"node {name}")
+
+    def ended(self) -> dict[str, str]:
+        """Nodes whose task has ended, with the reason."""
+        reasons = {}
+        for name, task in self._tasks.items():
+            if task.done() and not task.cancelled():
+                failure = task.exception()
+                reasons[name] = f"its task ended: {failure or 'it was stopped'}"
+        return reasons
+
+    def detach(self, name: str) -> None:
+        self._air.deliver(self._air.core.detach(name))
+
+    async def close(self) -> None:
+        for agent in self._agents.values():
+            agent.end("the lab was closed")
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
