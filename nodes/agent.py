@@ -26,6 +26,7 @@ from nodes.data_source import load_material
 from nodes.errors import NodeError, StoppedError
 from nodes.messages import (
     CONTROLLER,
+    Abort,
     Body,
     Configure,
     CutMove,
@@ -151,12 +152,16 @@ class Agent:
     async def _watch(self, setup: NodeSetup) -> None:
         """Say that this node lives, and notice when the controller does not."""
         loop = asyncio.get_running_loop()
+        listening_since_s = loop.time()
         while True:
             await self._endpoint.send(CONTROLLER, Heartbeat())
+            asleep_s = loop.time()
             await asyncio.sleep(setup.heartbeat_s)
-            heard = self._endpoint.last_heard_s
-            if heard is not None and loop.time() - heard > 3 * setup.timeout_s:
-                self._endpoint.end(f"the controller has been silent for {loop.time() - heard:.1f} s")
+            if loop.time() - asleep_s > setup.heartbeat_s + setup.timeout_s:
+                listening_since_s = loop.time()  # this process was stopped: the silence was its own
+            heard_s = max(self._endpoint.last_heard_s or 0.0, listening_since_s)
+            if loop.time() - heard_s > 3 * setup.timeout_s:
+                self._endpoint.end(f"the controller has been silent for {loop.time() - heard_s:.1f} s")
 
     async def _prepare(self, setup: NodeSetup, radio: Radio, executor: ThreadPoolExecutor) -> None:
         loop = asyncio.get_running_loop()
@@ -191,11 +196,11 @@ class Agent:
                 await self._say_stopped()
                 return
             try:
-                answer = await self._obey(command, envelope)
+                answer = await self._obey_unless_aborted(command, envelope)
             except StoppedError:
                 raise
             except RECOVERABLE as exc:
-                answer = Failure(type(exc).__name__, f"{self._endpoint.name}: {exc}")
+                answer = Failure(type(exc).__name__, str(exc))
                 with contextlib.suppress(RadioError):
                     assert self._context is not None
                     await self._context.radio.stand_down()
@@ -207,6 +212,31 @@ class Agent:
                     attempt=envelope.attempt,
                     at_ns=_end_of(answer),
                 )
+
+    async def _obey_unless_aborted(self, command: Body, envelope: Envelope) -> Body | None:
+        if not isinstance(command, RoundStart | CutMove | SoundingStart):
+            return await self._obey(command, envelope)
+        work = asyncio.create_task(self._obey(command, envelope), name=f"command {self._endpoint.name}")
+        abort = asyncio.create_task(
+            self._endpoint.take(
+                Abort,
+                CONTROLLER,
+                timeout_s=FOREVER_S,
+                round_index=envelope.round_index,
+                accepts=lambda abort: abort.command == type(command).__name__,
+            ),
+            name=f"abort {self._endpoint.name}",
+        )
+        try:
+            await asyncio.wait({work, abort}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return work.result()
+            reason, _ = abort.result()
+            raise NodeError(f"aborted: {reason.words}")
+        finally:
+            work.cancel()
+            abort.cancel()
+            await asyncio.gather(work, abort, return_exceptions=True)
 
     async def _say_stopped(self) -> None:
         usage = resource.getrusage(resource.RUSAGE_SELF)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,8 @@ from nodes.data.datasets import Dataset, load_dataset
 from nodes.data.partition import Partition, Split, batch_indices, make_partition, split_indices
 from nodes.learning.models import ModelProfile, build_model, profile
 from nodes.messages import ModelSpec, NodeSetup
+
+_counting = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -90,5 +93,8 @@ def load_material(setup: NodeSetup) -> Material:
         dirichlet_alpha=learning.dirichlet_alpha,
         labels_per_client=learning.labels_per_client,
     )
-    model = build_model(learning.model, dataset.input_shape, dataset.num_classes, setup.seed)
-    return Material(dataset, split, partition, profile(model, dataset.input_shape), setup)
+    # Counting hooks into autograd for the whole process, where other nodes may be counting too.
+    with _counting:
+        model = build_model(learning.model, dataset.input_shape, dataset.num_classes, setup.seed)
+        cost = profile(model, dataset.input_shape)
+    return Material(dataset, split, partition, cost, setup)

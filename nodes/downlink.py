@@ -15,9 +15,9 @@ from nodes.streams import (
     SNR_STEP_DB,
     McsHistory,
     SnrAverage,
+    announceable_slot,
     belongs_to,
     fill_blocks,
-    first_free_frame,
     pack_places,
     stream_report,
     subchannel_array,
@@ -57,6 +57,11 @@ class Outgoing:
     idle_frames: dict[str, int] = field(default_factory=dict)
     first_sent_ns: int | None = None
     last_sent_ns: int = 0
+
+    @property
+    def has_unsent(self) -> bool:
+        """Somebody is left who misses bytes that are not on their way."""
+        return bool(self.sender.receivers) and self.sender.has_unsent
 
 
 def _choose_mcs(
@@ -122,59 +127,46 @@ async def server_send(
                 at_ns=permit_ns,
             )
     await context.radio.silent_until(first_slot * numerology.slot_samples)
-    frame, offset = divmod(first_slot, slots)
-    unsettled: list[int] = []  # frames sent or passed whose acknowledgements are open
+    position = first_slot
+    unsettled: list[int] = []  # frames that clients listen to and whose acknowledgements are open
+    listed = first_slot // slots  # frames before this one are settled or among the unsettled
     end_ns = permit_ns
-    while True:
-        frame_ns = numerology.frame_start_ns(frame)
+    while any(outgoing.sender.receivers for outgoing in streams):
+        position = await announceable_slot(context, position)
+        unsent = any(outgoing.has_unsent for outgoing in streams)
+        if unsettled and not unsent:
+            # Nothing to say before the next acknowledgements, so be silent until they are there.
+            answer_ns = numerology.frame_start_ns(unsettled[0] + 1) + link.ack_delay_ns
+            position = max(position, numerology.next_slot(answer_ns))
+        unsettled.extend(range(listed, position // slots))
+        listed = position // slots
+        await context.radio.silent_until(position * numerology.slot_samples)
+        position_ns = numerology.slot_start_ns(position)
         while unsettled:
             due_ns = numerology.frame_start_ns(unsettled[0] + 1) + link.ack_delay_ns
-            if due_ns > frame_ns:
+            if due_ns > position_ns:
                 break
             settled = unsettled.pop(0)
             for outgoing in streams:
                 end_ns = await _settle(
                     context, round_index, outgoing, downlinks, settled, due_ns, end_ns, deadline_ns
                 )
-        if all(not outgoing.sender.receivers for outgoing in streams):
-            break
-        if offset == 0:
-            now_ns = await context.clock.reach(frame_ns - context.clock.lead_ns)
-            later = first_free_frame(context, frame, now_ns)
-            if later > frame:
-                # Clients listen to the frames in between as well, and acknowledge them.
-                unsettled.extend(range(frame, later))
-                await context.radio.silent_until(later * numerology.frame_samples)
-                frame = later
-                continue
+        if not any(outgoing.has_unsent for outgoing in streams):
+            continue
+        # Acknowledgements may have taken their time on the wall: announce anew.
+        announced = await announceable_slot(context, position)
+        if announced != position:
+            position = announced
+            continue
+        frame, offset = divmod(position, slots)
+        frame_ns = numerology.frame_start_ns(frame)
         with context.ledger.account("modem"):
-            blocks: dict[tuple[int, int], bytes] = {}
-            mcs = np.full(num, UNUSED, np.int64)
-            for outgoing in streams:
-                if outgoing.sender.receivers and outgoing.sender.has_unsent:
-                    current = outgoing.history.at(frame_ns)
-                    chosen = list(outgoing.subchannels)
-                    mcs[chosen] = current[chosen]
-                    own = fill_blocks(context, outgoing.sender, frame, offset, outgoing.subchannels, current)
-                    blocks.update(own)
-                    slots_used = len({slot for slot, _ in own})
-                    outgoing.sender.report.airtime_samples += slots_used * numerology.slot_samples
-                    outgoing.sender.report.frames += 1
-                    last_slot = max(slot for slot, _ in own) + 1
-                    if outgoing.first_sent_ns is None:
-                        outgoing.first_sent_ns = numerology.slot_start_ns(frame * slots + offset)
-                    outgoing.last_sent_ns = numerology.slot_start_ns(frame * slots + last_slot)
-            if blocks:
-                used = max(slot for slot, _ in blocks) + 1 - offset
-                shifted = {(slot - offset, k): block for (slot, k), block in blocks.items()}
-                samples = modulate_slots(numerology, used, shifted, mcs, amplitude)
-        if blocks:
-            await context.radio.transmit(
-                samples[None, :], frame * numerology.frame_samples + offset * numerology.slot_samples
-            )
+            samples = _modulate_frame(context, streams, frame, offset, frame_ns, amplitude)
+        await context.radio.transmit(samples[None, :], position * numerology.slot_samples)
         await context.radio.silent_until((frame + 1) * numerology.frame_samples)
         unsettled.append(frame)
-        frame, offset = frame + 1, 0
+        listed = frame + 1
+        position = listed * slots
     reports = []
     for outgoing in streams:
         served = tuple(sorted(set(outgoing.idle_frames) - set(outgoing.failures)))
@@ -200,6 +192,38 @@ async def server_send(
                 bytes=outgoing.sender.report.sent_bytes,
             )
     return reports, end_ns
+
+
+def _modulate_frame(
+    context: NodeContext,
+    streams: list[Outgoing],
+    frame: int,
+    offset: int,
+    frame_ns: int,
+    amplitude: NDArray[np.float64],
+) -> NDArray[np.complex64]:
+    """Samples of what all streams have to say in a frame, from a slot of it on."""
+    numerology = context.numerology
+    slots = numerology.slots_per_frame
+    blocks: dict[tuple[int, int], bytes] = {}
+    mcs = np.full(numerology.num_subchannels, UNUSED, np.int64)
+    for outgoing in streams:
+        if not outgoing.has_unsent:
+            continue
+        current = outgoing.history.at(frame_ns)
+        chosen = list(outgoing.subchannels)
+        mcs[chosen] = current[chosen]
+        own = fill_blocks(context, outgoing.sender, frame, offset, outgoing.subchannels, current)
+        for (slot, k), block in own.items():
+            blocks[(slot - offset, k)] = block
+        used = {slot for slot, _ in own}
+        outgoing.sender.report.airtime_samples += len(used) * numerology.slot_samples
+        outgoing.sender.report.frames += 1
+        if outgoing.first_sent_ns is None:
+            outgoing.first_sent_ns = numerology.slot_start_ns(frame * slots + offset)
+        outgoing.last_sent_ns = numerology.slot_start_ns(frame * slots + max(used) + 1)
+    num_slots = max(slot for slot, _ in blocks) + 1
+    return modulate_slots(numerology, num_slots, blocks, mcs, amplitude)
 
 
 async def _settle(

@@ -217,6 +217,13 @@ class RoundStart(Message, tag="round-start", frozen=True):
     grant: RoundGrant
 
 
+class Abort(Message, tag="abort", frozen=True):
+    """Leave what you are doing: somebody without whom it cannot end has failed."""
+
+    command: str  # name of the message that is being obeyed
+    words: str
+
+
 class CutMove(Message, tag="cut-move", frozen=True):
     """Move parameters and optimiser state over the air, from ``previous_cut_layer`` to ``cut_layer``."""
 
@@ -399,6 +406,7 @@ Body = (
     | SoundingReport
     | RoundStart
     | CutMove
+    | Abort
     | RoundReport
     | WeightsWanted
     | WeightsInstall

@@ -42,6 +42,11 @@ def belongs_to(stream: str, frame: int) -> Callable[[FrameAck | FrameControl], b
     return lambda message: message.stream == stream and message.frame == frame
 
 
+def settles(stream: str, frame: int) -> Callable[[FrameAck], bool]:
+    """Whether an acknowledgement settles this frame, be it by giving the stream up."""
+    return lambda ack: ack.stream == stream and (ack.frame == frame or ack.give_up)
+
+
 def pack_places(places: set[tuple[int, int]], num_slots: int, num_subchannels: int) -> bytes:
     """Bitmap of decoded (slot, subchannel) places, slot-major."""
     bits = np.zeros((num_slots, num_subchannels), np.uint8)
@@ -124,13 +129,11 @@ def fill_blocks(
     return blocks
 
 
-def first_free_frame(context: NodeContext, frame: int, now_ns: int) -> int:
-    """The first frame from ``frame`` on that can still be announced in time."""
-    numerology = context.numerology
-    earliest_ns = now_ns + context.clock.lead_ns
-    while numerology.frame_start_ns(frame) < earliest_ns:
-        frame += 1
-    return frame
+async def announceable_slot(context: NodeContext, slot: int) -> int:
+    """The first slot from ``slot`` on that can still be announced in time."""
+    numerology, lead_ns = context.numerology, context.clock.lead_ns
+    now_ns = await context.clock.reach(numerology.slot_start_ns(slot) - lead_ns)
+    return max(slot, numerology.next_slot(now_ns + lead_ns))
 
 
 # ------------------------------------------------------------------------------------------ uplink
@@ -173,58 +176,66 @@ async def client_send(
         server, UplinkIntent(stream, first_slot), round_index=round_index, at_ns=start_ns
     )
     await context.radio.silent_until(first_slot * numerology.slot_samples)
-    frame, offset = divmod(first_slot, slots)
+    position = first_slot
     first_sent_ns: int | None = None
     last_sent_ns = numerology.slot_start_ns(first_slot)
     gave_up = False
-    while True:
-        frame_ns = numerology.frame_start_ns(frame)
-        for earlier in sender.frames_in_flight():
-            due_ns = numerology.frame_start_ns(earlier + 1) + context.link.ack_delay_ns
-            if due_ns > frame_ns:
+    end_ns = start_ns
+    while not gave_up and not sender.done:
+        position = await announceable_slot(context, position)
+        in_flight = sender.frames_in_flight()
+        if in_flight and not sender.has_unsent:
+            # Nothing to say before the next acknowledgement, so be silent until it is there.
+            answer_ns = numerology.frame_start_ns(in_flight[0] + 1) + context.link.ack_delay_ns
+            position = max(position, numerology.next_slot(answer_ns))
+        await context.radio.silent_until(position * numerology.slot_samples)
+        position_ns = numerology.slot_start_ns(position)
+        for frame in in_flight:
+            if numerology.frame_start_ns(frame + 1) + context.link.ack_delay_ns > position_ns:
                 break
             ack, envelope = await context.endpoint.take(
                 FrameAck,
                 server,
                 round_index=round_index,
                 timeout_s=context.wait_s,
-                accepts=belongs_to(stream, earlier),
-                what=f"acknowledgement of frame {earlier} of {stream}",
+                accepts=settles(stream, frame),
+                what=f"acknowledgement of frame {frame} of {stream}",
             )
-            sender.acknowledge(earlier, [unpack_places(ack.received, slots, num)])
-            gave_up |= ack.give_up
+            sender.acknowledge(frame, [unpack_places(ack.received, slots, num)])
+            end_ns = max(end_ns, envelope.takes_effect_ns)
             if ack.mcs_index:
                 history.entries.append(
                     (envelope.takes_effect_ns, subchannel_array(num, subchannels, ack.mcs_index))
                 )
-        if gave_up or sender.done:
-            break
-        if offset == 0:
-            now_ns = await context.clock.reach(frame_ns - context.clock.lead_ns)
-            later = first_free_frame(context, frame, now_ns)
-            if later > frame:
-                await context.radio.silent_until(later * numerology.frame_samples)
-                frame = later
-                continue
-        end_sample = (frame + 1) * numerology.frame_samples
-        if sender.has_unsent:
-            mcs = history.at(numerology.frame_start_ns(frame))
-            with context.ledger.account("modem"):
-                blocks = fill_blocks(context, sender, frame, offset, subchannels, mcs)
-                used = max(slot for slot, _ in blocks) + 1 - offset
-                shifted = {(slot - offset, k): block for (slot, k), block in blocks.items()}
-                samples = modulate_slots(numerology, used, shifted, mcs, amplitude)
-                at_sample = frame * numerology.frame_samples + offset * numerology.slot_samples
-                samples = samples * cfo_rotation(
-                    len(samples), at_sample, context.cfo_hz, numerology.sample_rate_hz
-                )
-            await context.radio.transmit(samples[None, :], at_sample)
-            sender.report.airtime_samples += len(samples)
-            sender.report.frames += 1
-            first_sent_ns = numerology.samples_to_ns(at_sample) if first_sent_ns is None else first_sent_ns
-            last_sent_ns = numerology.samples_to_ns(at_sample + len(samples))
-        await context.radio.silent_until(end_sample)
-        frame, offset = frame + 1, 0
+            if ack.give_up:
+                gave_up = True
+                break
+        if gave_up or not sender.has_unsent:
+            continue
+        # Acknowledgements may have taken their time on the wall: announce anew.
+        announced = await announceable_slot(context, position)
+        if announced != position:
+            position = announced
+            continue
+        frame, offset = divmod(position, slots)
+        mcs = history.at(numerology.frame_start_ns(frame))
+        at_sample = position * numerology.slot_samples
+        with context.ledger.account("modem"):
+            blocks = fill_blocks(context, sender, frame, offset, subchannels, mcs)
+            used = max(slot for slot, _ in blocks) + 1 - offset
+            shifted = {(slot - offset, k): block for (slot, k), block in blocks.items()}
+            samples = modulate_slots(numerology, used, shifted, mcs, amplitude)
+            samples = samples * cfo_rotation(
+                len(samples), at_sample, context.cfo_hz, numerology.sample_rate_hz
+            )
+        await context.radio.transmit(samples[None, :], at_sample)
+        await context.radio.silent_until((frame + 1) * numerology.frame_samples)
+        sender.report.airtime_samples += len(samples)
+        sender.report.frames += 1
+        if first_sent_ns is None:
+            first_sent_ns = numerology.samples_to_ns(at_sample)
+        last_sent_ns = numerology.samples_to_ns(at_sample + len(samples))
+        position = (frame + 1) * slots
     await context.radio.stand_down()
     if first_sent_ns is not None:
         context.timeline.add(
@@ -238,7 +249,7 @@ async def client_send(
     report = stream_report(
         context, sender, stream, (server,), subchannels, history, first_sent_ns, last_sent_ns, not gave_up
     )
-    return UplinkOutcome(report, numerology.frame_start_ns(frame), not gave_up)
+    return UplinkOutcome(report, end_ns, not gave_up)
 
 
 def stream_report(

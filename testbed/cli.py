@@ -45,7 +45,11 @@ def run(
     compute: Annotated[str | None, typer.Option(help="measured or modelled compute time")] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="any key, for example learning.phi=1 or lab.radio.muted=[board-1]"),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="any key, for example learning.phi=1 or lab.radio.muted=[board-1]",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="run directory; runs/NAME when left out")] = None,
     json: Annotated[bool, typer.Option("--json", help="one JSON object as the last line of output")] = False,
@@ -133,7 +137,9 @@ def warmup() -> None:
 @app.command()
 def picture(
     directory: Annotated[Path, typer.Argument(help="run directory")],
-    out: Annotated[Path | None, typer.Option(help="SVG or PNG file; run.svg in the run directory when left out")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="SVG or PNG file; run.svg in the run directory when left out")
+    ] = None,
 ) -> None:
     """Draw a run again from its directory alone."""
     from testbed.picture import draw_run

@@ -9,7 +9,18 @@ from typing import TypeVar
 
 from nodes.errors import NodeError as NodesRoomError
 from nodes.errors import PeerLostError, WaitTimeoutError
-from nodes.messages import Body, Envelope, Failure, Heartbeat, Hello, NodeSetup, PeerLost, Ready, Welcome
+from nodes.messages import (
+    Abort,
+    Body,
+    Envelope,
+    Failure,
+    Heartbeat,
+    Hello,
+    NodeSetup,
+    PeerLost,
+    Ready,
+    Welcome,
+)
 from nodes.transport.endpoint import Endpoint
 from testbed.errors import NodeError
 from testbed.launch import RunningLab
@@ -124,9 +135,18 @@ class Controller:
         """Send commands to several nodes; by node its answer, or why there is none."""
         for name, body in bodies.items():
             await self.tell(name, body, round_index=round_index, at_ns=at_ns)
-        results = await asyncio.gather(
-            *(self._answer(name, answer) for name in bodies), return_exceptions=True
-        )
+        tasks = {name: asyncio.create_task(self._answer(name, answer)) for name in bodies}
+        open_tasks = set(tasks.values())
+        try:
+            while open_tasks:
+                done, open_tasks = await asyncio.wait(open_tasks, return_when=asyncio.FIRST_COMPLETED)
+                failed = [task.exception() for task in done if isinstance(task.exception(), NodeFailedError)]
+                if failed:
+                    await self._abort(tasks, bodies, round_index, str(failed[0]))
+        finally:
+            for task in open_tasks:
+                task.cancel()
+        results = await asyncio.gather(*tasks.values(), return_exceptions=True)
         answers: dict[str, Answer | NodesRoomError | NodeFailedError] = {}
         for name, result in zip(bodies, results, strict=True):
             if isinstance(result, NodesRoomError | NodeFailedError):
@@ -137,14 +157,28 @@ class Controller:
                 answers[name] = result[0]
         return answers
 
+    async def _abort(
+        self,
+        tasks: dict[str, asyncio.Task[tuple[Answer, Envelope]]],
+        bodies: dict[str, Body],
+        round_index: int,
+        words: str,
+    ) -> None:
+        """A node failed in a way that it did not foresee: the others must not wait for it."""
+        for name, task in tasks.items():
+            if not task.done() and name in self.present:
+                command = type(bodies[name]).__name__
+                await self.tell(name, Abort(command, words), round_index=round_index)
+
     async def _answer(
         self, name: str, kind: type[Answer], timeout_s: float = ANSWER_TIMEOUT_S
     ) -> tuple[Answer, Envelope]:
-        body, envelope = await self.endpoint.take(
-            (kind, Failure), name, timeout_s=timeout_s, what=kind.__name__
-        )
+        kinds: tuple[type, ...] = (kind, Failure)
+        body: object
+        body, envelope = await self.endpoint.take(kinds, name, timeout_s=timeout_s, what=kind.__name__)
         if isinstance(body, Failure):
             raise NodeFailedError(f"{name}: {body.words} ({body.kind})")
+        assert isinstance(body, kind)
         return body, envelope
 
     async def _watch(self) -> None:

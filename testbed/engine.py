@@ -46,7 +46,7 @@ from radio.units import ns_to_seconds, seconds_to_ns
 from testbed.allocator.problem import AllocationError, Plan
 from testbed.config.loader import ResolvedConfig, config_hash, resolved_yaml
 from testbed.controller import Controller, NodeFailedError
-from testbed.errors import NodeError, RadioError, RunInterrupted, TestbedError, exit_code
+from testbed.errors import NodeError, RadioError, TestbedError, exit_code
 from testbed.launch import ProcessUsage, RunningLab
 from testbed.planner import Planner
 from testbed.record import Event, RunWriter
@@ -181,9 +181,7 @@ class Engine:
                 StopReason.INTERRUPTED, "stopped at once by a second interrupt", 1, self._rounds_done
             )
         except (TestbedError, NodesRoomError, AllocationError) as exc:
-            result = RunResult(
-                StopReason.FAILED, str(exc), int(exit_code(exc)), self._rounds_done
-            )
+            result = RunResult(StopReason.FAILED, str(exc), int(exit_code(exc)), self._rounds_done)
         try:
             await self._stop(result)
         finally:
@@ -213,22 +211,18 @@ class Engine:
         )
         self._write_start_document()
         self._status("starting the air and the nodes")
-        local = tuple(
-            node.name
-            for node in (*self._lab_config.boards, self._lab_config.server)
-            if node.launch == "local"
-        )
+        launch = {board.name: board.launch for board in self._lab_config.boards}
+        launch[self._server] = self._lab_config.server.launch
+        local = tuple(name for name in self._names if launch[name] == "local")
         await self._lab.start_nodes(local)
         epoch_ns = time.monotonic_ns()
 
-        def setup_of(name: str) -> Any:  # noqa: ANN401
+        def setup_of(name: str) -> Any:
             return node_setup(
                 self._experiment, self._lab_config, name, self._run, self._lab.air_endpoint, epoch_ns
             )
 
-        hellos, ready = await self._controller.welcome_all(
-            setup_of, self._lab_config.control.start_timeout_s
-        )
+        hellos, ready = await self._controller.welcome_all(setup_of, self._lab_config.control.start_timeout_s)
         self._note_nodes(hellos, ready)
         model = ready[self._server].model
         num_samples = {name: ready[name].num_samples for name in self._clients}
@@ -262,9 +256,7 @@ class Engine:
     def _heard(self) -> tuple[str, ...]:
         """Clients that take part: present, and heard in a sounding."""
         heard = self._planner.estimates.heard
-        present = tuple(
-            name for name in self._clients if name in self._control.present and name in heard
-        )
+        present = tuple(name for name in self._clients if name in self._control.present and name in heard)
         if not present:
             raise NothingArrivedError(
                 "nothing arrived over the air: the server heard no client's sounding; are ports muted "
@@ -284,7 +276,7 @@ class Engine:
                 tuple(self._planner.sounding_psd_w_per_hz(name) for name in self._clients),
             )
             reports = await self._control.ask_all(
-                {name: command for name in self._names}, SoundingReport, at_ns=start_ns
+                dict.fromkeys(self._names, command), SoundingReport, at_ns=start_ns
             )
             settled = True
             for name, report in reports.items():
@@ -301,9 +293,7 @@ class Engine:
     async def _configure(self, cut_layer: int) -> None:
         self._cut = cut_layer
         await self._require(
-            await self._control.ask_all(
-                {name: Configure(cut_layer) for name in self._names}, WeightsDone
-            )
+            await self._control.ask_all({name: Configure(cut_layer) for name in self._names}, WeightsDone)
         )
         for name in self._clients:
             if name not in self._control.present:
@@ -333,7 +323,7 @@ class Engine:
         grant = self._planner.grant(plan, clients, start_ns, self._cut, self._cut)
         command = RoundStart(grant)
         reports = await self._control.ask_all(
-            {name: command for name in (*clients, self._server)},
+            dict.fromkeys((*clients, self._server), command),
             RoundReport,
             round_index=round_index,
             at_ns=start_ns,
@@ -393,9 +383,7 @@ class Engine:
         )
         self._raise_if_hopeless(round_index, reports, words)
 
-    def _raise_if_hopeless(
-        self, round_index: int, reports: dict[str, Any], words: tuple[str, ...]
-    ) -> None:
+    def _raise_if_hopeless(self, round_index: int, reports: dict[str, Any], words: tuple[str, ...]) -> None:
         """End the run when the server is gone, or nothing at all came through."""
         server = reports[self._server]
         if "air" in self._control.lost:
@@ -480,9 +468,7 @@ class Engine:
             purpose = f"evaluate/{self._rounds_done}/{split}/{self._cut}/{name}"
             await self._control.ask(name, WeightsWanted(self._server, purpose), WeightsDone)
             purposes.append(purpose)
-        return await self._control.ask(
-            self._server, Evaluate(split, tuple(purposes)), Evaluated
-        )
+        return await self._control.ask(self._server, Evaluate(split, tuple(purposes)), Evaluated)
 
     async def _maybe_evaluate(self, round_index: int) -> float | None:
         if (round_index + 1) % self._experiment.evaluation.every_rounds:
@@ -521,9 +507,7 @@ class Engine:
             parts,
             meta,
         )
-        self._writer.operation(
-            "checkpoint", round=self._rounds_done, bytes=sum(map(len, parts.values()))
-        )
+        self._writer.operation("checkpoint", round=self._rounds_done, bytes=sum(map(len, parts.values())))
 
     # -------------------------------------------------------------------------------- stop
     async def _stop(self, result: RunResult) -> None:
@@ -564,8 +548,10 @@ class Engine:
         children = os.times()
         table = {usage.name: {"total": usage.cpu_s, **usage.kinds_s} for usage in usages}
         if self._lab.transport == "processes":
-            helpers = children.children_user + children.children_system - sum(
-                usage.cpu_s for usage in usages if usage.name == "air"
+            helpers = (
+                children.children_user
+                + children.children_system
+                - sum(usage.cpu_s for usage in usages if usage.name == "air")
             )
             table["controller"] = {"total": own}
             # Children of the forkserver are not ours to wait for; what is left is the forkserver's start.
@@ -634,12 +620,8 @@ class Engine:
         for name in self._names:
             hello = hellos[name]
             self._writer.operation("joined", node=name, pid=hello.pid, versions=hello.versions)
-            self._writer.add(
-                Event(0, name, "joined", -1, {"num_samples": ready[name].num_samples})
-            )
-        self._writer.add(
-            Event(0, "controller", "model", -1, msgspec.to_builtins(ready[self._server].model))
-        )
+            self._writer.add(Event(0, name, "joined", -1, {"num_samples": ready[name].num_samples}))
+        self._writer.add(Event(0, "controller", "model", -1, msgspec.to_builtins(ready[self._server].model)))
 
     def _note_sounding(self, name: str, report: SoundingReport, attempt: int) -> None:
         values = msgspec.to_builtins(report)
@@ -651,9 +633,7 @@ class Engine:
             self._writer.add(Event(event["at_ns"], name, "radio-event", -1, _renamed(event)))
         self._writer.add(Event(report.end_ns, name, "gain", -1, {"attempt": attempt, **values}))
 
-    def _note_plan(
-        self, round_index: int, start_ns: int, plan: Plan, clients: tuple[str, ...]
-    ) -> None:
+    def _note_plan(self, round_index: int, start_ns: int, plan: Plan, clients: tuple[str, ...]) -> None:
         self._writer.add(
             Event(
                 self._now_ns,
@@ -663,9 +643,7 @@ class Engine:
                 {
                     "method": plan.method,
                     "cut_layer": plan.cut_layer,
-                    "assignment": [
-                        clients[int(owner)] if owner >= 0 else None for owner in plan.assignment
-                    ],
+                    "assignment": [clients[int(owner)] if owner >= 0 else None for owner in plan.assignment],
                     "psd_w_per_hz": [float(value) for value in plan.psd_w_per_hz],
                     "predicted_latency_s": plan.latency_s,
                     "start_ns": start_ns,
@@ -687,9 +665,7 @@ class Engine:
         for event in values["radio_events"]:
             self._writer.add(Event(event["at_ns"], name, "radio-event", round_index, _renamed(event)))
 
-    def _note_evaluation(
-        self, round_index: int, outcome: Evaluated, clients: tuple[str, ...]
-    ) -> None:
+    def _note_evaluation(self, round_index: int, outcome: Evaluated, clients: tuple[str, ...]) -> None:
         self._last_accuracy = float(np.mean(outcome.accuracy))
         self._writer.add(
             Event(

@@ -51,9 +51,12 @@ class ProcessUsage:
 class RunningLab(Protocol):
     """A lab whose nodes are being started or run."""
 
-    wire: Wire
     air_endpoint: str
     transport: str
+
+    @property
+    def wire(self) -> Wire:
+        """The controller's end of the control plane."""
 
     async def start_nodes(self, names: tuple[str, ...]) -> None:
         """Start local nodes; external ones join by themselves."""
@@ -257,11 +260,15 @@ class InMemoryLab:
         from testbed.memory_nodes import MemoryNodes
 
         self._hub = MemoryHub()
-        self.wire: Wire = self._hub.wire("controller")
+        self._wire = self._hub.wire("controller")
         for name in names:
             self._hub.wire(name)  # a message sent before its node runs must not be lost
         self.air_endpoint = ""
         self._nodes = MemoryNodes(self._hub, air.parameters)
+
+    @property
+    def wire(self) -> Wire:
+        return self._wire
 
     async def start_nodes(self, names: tuple[str, ...]) -> None:
         for name in names:

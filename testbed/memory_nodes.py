@@ -16,6 +16,7 @@ from radio.air.core import AirCore, AirParameters
 from radio.drivers.emulated import EmulatedRadio, InMemoryAir
 from radio.events import Observer
 from radio.ledger import CpuLedger
+from radio.warmup import warm_up
 
 
 class MemoryNodes:
@@ -23,6 +24,7 @@ class MemoryNodes:
 
     def __init__(self, hub: MemoryHub, air: AirParameters) -> None:
         torch.set_num_threads(1)  # as in a node's process, or sums would be taken in another order
+        warm_up()  # or the first round compiles, and every heartbeat waits
         self._hub = hub
         self.air_ledger = CpuLedger()
         self._air = InMemoryAir(
@@ -35,9 +37,7 @@ class MemoryNodes:
         """Start a node as a task."""
 
         def make_radio(setup: NodeSetup, observer: Observer) -> EmulatedRadio:
-            return EmulatedRadio(
-                self._air.connect(name, observer), setup.numerology.sample_rate_hz
-            )
+            return EmulatedRadio(self._air.connect(name, observer), setup.numerology.sample_rate_hz)
 
         agent = Agent(self._hub.wire(name), make_radio, CpuLedger())
         self._agents[name] = agent

@@ -135,15 +135,11 @@ class Planner:
             backward_flops=np.array(self._model.backward_flops),
             smashed_bits=np.array(self._model.smashed_bits, float),
             gradient_bits=np.array(self._model.gradient_bits, float),
-            batch_size=np.array(
-                [min(learning.batch_size, self._num_samples[name]) for name in clients]
-            ),
+            batch_size=np.array([min(learning.batch_size, self._num_samples[name]) for name in clients]),
             aggregation_ratio=learns,
             client_flops_per_s=np.array([self.estimates.flops_per_s[name] for name in clients]),
             server_flops_per_s=self.estimates.flops_per_s[self._lab.server.name],
-            bandwidth_hz=np.full(
-                numerology.num_subchannels, numerology.subchannel_bandwidth_hz * carried
-            ),
+            bandwidth_hz=np.full(numerology.num_subchannels, numerology.subchannel_bandwidth_hz * carried),
             uplink_snr_per_psd=self.estimates.uplink_snr_per_psd[rows],
             downlink_snr_per_psd=self.estimates.downlink_snr_per_psd[rows],
             downlink_psd_w_per_hz=self.downlink_psd_w_per_hz,
@@ -157,9 +153,7 @@ class Planner:
             cuts=cuts,
         )
 
-    def plan(
-        self, round_index: int, clients: tuple[str, ...], current_cut: int | None
-    ) -> Plan:
+    def plan(self, round_index: int, clients: tuple[str, ...], current_cut: int | None) -> Plan:
         """Cut, subchannels and PSD for a round.
 
         A cut moves only if the plan for the new one is predicted to be better than the plan for

@@ -97,16 +97,14 @@ class RunWriter:
         except OSError as exc:
             raise StorageError(f"{self.directory / 'events.jsonl'} cannot be written: {exc}") from exc
 
-    def operation(self, kind: str, **values: Any) -> None:  # noqa: ANN401
+    def operation(self, kind: str, **values: Any) -> None:
         """Note what the machine did, with a wall stamp."""
         line = _encoder.encode({"wall_s": round(time.time(), 3), "kind": kind, **values})
         try:
             self._operations.write(line + b"\n")
             self._operations.flush()
         except (OSError, ValueError) as exc:
-            raise StorageError(
-                f"{self.directory / 'operations.jsonl'} cannot be written: {exc}"
-            ) from exc
+            raise StorageError(f"{self.directory / 'operations.jsonl'} cannot be written: {exc}") from exc
 
     def stop(self, document: Mapping[str, Any]) -> None:
         """Write ``stop.json`` and close."""

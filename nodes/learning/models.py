@@ -55,8 +55,8 @@ def _digits_cnn(input_shape: tuple[int, ...], num_classes: int) -> list[nn.Modul
     # submodels are not averaged, so what generalises has to be learnt behind the cut, and a deep
     # cut costs accuracy.  No batch norm, so that aggregation saves the server real work.
     return [
-        nn.Sequential(nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU()),
-        nn.Sequential(nn.Conv2d(16, 8, 3, stride=2, padding=1), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(channels, 6, 3, padding=1), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.ReLU()),
         nn.Sequential(
             nn.Conv2d(8, 96, 3, padding=1),
             nn.ReLU(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import numpy as np
@@ -131,7 +132,9 @@ class EmulatedRadio:
 class InMemoryAir:
     """The air for radios of the same event loop: words become calls."""
 
-    def __init__(self, core_of: Callable[[Observer], AirCore], account: Callable[[], AccountContext]) -> None:
+    def __init__(
+        self, core_of: Callable[[Observer], AirCore], account: Callable[[], AbstractContextManager[None]]
+    ) -> None:
         self._observers: dict[str, Observer] = {}
         self.core = core_of(self._notify)
         self._waiting: dict[tuple[str, int], asyncio.Future[Window]] = {}
@@ -154,12 +157,6 @@ class InMemoryAir:
         future: asyncio.Future[Window] = asyncio.get_running_loop().create_future()
         self._waiting[(port, request_id)] = future
         return future
-
-
-class AccountContext(Protocol):
-    def __enter__(self) -> object: ...
-
-    def __exit__(self, *exc_info: object) -> object: ...
 
 
 class InMemoryConnection:

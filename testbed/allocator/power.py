@@ -149,7 +149,7 @@ def shannon_deadline(
                 break
         else:
             low = tau
-        if high - low <= 1e-15 * high:
+        if high < math.inf and high - low <= 1e-15 * high:
             tau = high
             break
         step = -excess * total / slope if slope < 0.0 and total < math.inf else math.nan

@@ -1,0 +1,549 @@
+"""Local search over the assignment of one cut: moves and swaps, priced in seconds.
+
+Around deadlines (tau1, tau2) an assignment is judged by
+
+    merit = (sum_i P_i) / slope + sum_i [P_i - limit_i]+ C / slope + sum_i [t_i - tau2]+
+
+where P_i is the least power that meets tau1, slope = -d(sum P)/d tau1 turns power into seconds, and
+t_i is when client i's unicast and backward pass end.  To first order, tau1 + tau2 + merit - limit /
+slope is an upper estimate of the latency; what is accepted in the end is judged by the exact latency.
+
+Only owners whose reduced cost does not exceed the gap between incumbent and bound are considered: a
+better plan cannot contain any other.  Units are those of :class:`testbed.allocator.dual.CutData`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from testbed.allocator.dual import CutData
+from testbed.allocator.jit import kernel
+from testbed.allocator.power import mcs_power, owned_subchannels, shannon_deadline
+from testbed.allocator.problem import FloatArray, IntArray
+
+HOPELESS = 1e9  # stands for an infinite power or time, so that differences stay defined
+LEAST_GAIN = 1e-9  # improvements below this share of a typical latency are not pursued
+
+
+class Levels(NamedTuple):
+    """The MCS table with silence in front; empty for Shannon.
+
+    Attributes
+    ----------
+    rate, snr
+        Of every level ``[K + 1]``.
+    hull
+        Levels on the convex hull ``[H]``.
+    slopes
+        SNR per efficiency of each hull step ``[H - 1]``.
+    """
+
+    rate: FloatArray
+    snr: FloatArray
+    hull: IntArray
+    slopes: FloatArray
+
+
+@kernel
+def _shannon_need(
+    client: int, rate: float, skip: int, extra: int, own: IntArray, count: int, data: CutData
+) -> float:
+    """Return the least power for a rate on the client's subchannels, without `skip`, with `extra`."""
+    if rate <= 0.0:
+        return 0.0
+    total_width = 0.0
+    inverse = 0.0
+    log_quality = 0.0
+    log_level = math.inf
+    position = 0
+    pending = extra
+    while True:
+        if position < count and own[position] == skip:
+            position += 1
+            continue
+        if position < count and (
+            pending < 0 or data.quality[client, own[position]] >= data.quality[client, pending]
+        ):
+            k = own[position]
+            position += 1
+        elif pending >= 0:
+            k = pending
+            pending = -1
+        else:
+            break
+        log_own = data.log_quality[client, k]
+        if log_own == -math.inf or (total_width > 0.0 and log_level + log_own <= 0.0):
+            break
+        total_width += data.width[k]
+        inverse += data.width[k] / data.quality[client, k]
+        log_quality += data.width[k] * log_own
+        log_level = (rate - log_quality) / total_width
+    if total_width == 0.0 or log_level > 60.0:
+        return HOPELESS
+    return max(0.0, math.exp(log_level) * total_width - inverse)
+
+
+@kernel
+def _mcs_need(
+    client: int,
+    rate: float,
+    skip: int,
+    extra: int,
+    own: IntArray,
+    count: int,
+    data: CutData,
+    levels: Levels,
+    price: float,
+) -> tuple[float, float]:
+    """Return (little power for a rate, price of the last hull step); see :func:`_shannon_need`.
+
+    Greedy along the hull from the levels of a guessed price, then the last step repaired with any
+    level, then what the overshoot allows lowered again.
+    """
+    if rate <= 0.0:
+        return 0.0, price
+    wanted = rate * (1.0 - 1e-12)
+    size = 0
+    quality = np.empty(count + 1)
+    width = np.empty(count + 1)
+    rung = np.empty(count + 1, np.int64)
+    top = len(levels.hull) - 1
+    carried = 0.0
+    for position in range(count + 1):
+        k = own[position] if position < count else extra
+        if k < 0 or k == skip or data.quality[client, k] <= 0.0:
+            continue
+        quality[size] = data.quality[client, k]
+        width[size] = data.width[k]
+        limit = price * quality[size]
+        low, high = 0, top
+        while low < high:
+            middle = (low + high) // 2
+            if levels.slopes[middle] < limit:
+                low = middle + 1
+            else:
+                high = middle
+        rung[size] = low
+        carried += width[size] * levels.rate[levels.hull[low]]
+        size += 1
+    while carried < wanted:
+        best = -1
+        cheapest = math.inf
+        for n in range(size):
+            if rung[n] < top and levels.slopes[rung[n]] / quality[n] < cheapest:
+                best, cheapest = n, levels.slopes[rung[n]] / quality[n]
+        if best < 0:
+            return HOPELESS, price
+        low = levels.hull[rung[best]]
+        rung[best] += 1
+        carried += width[best] * (levels.rate[levels.hull[rung[best]]] - levels.rate[low])
+    # Take back hull steps, dearest first; the one that breaks the rate stays out, to be repaired.
+    while True:
+        best = -1
+        dearest = -1.0
+        for n in range(size):
+            if rung[n] > 0 and levels.slopes[rung[n] - 1] / quality[n] > dearest:
+                best, dearest = n, levels.slopes[rung[n] - 1] / quality[n]
+        high = levels.hull[rung[best]]
+        rung[best] -= 1
+        carried -= width[best] * (levels.rate[high] - levels.rate[levels.hull[rung[best]]])
+        if carried < wanted:
+            break
+    power = 0.0
+    cost = math.inf
+    chosen = -1
+    chosen_level = 0
+    for n in range(size):
+        rung[n] = levels.hull[rung[n]]  # from here on: levels of the whole table
+        power += width[n] * levels.snr[rung[n]] / quality[n]
+    for n in range(size):
+        for level in range(rung[n] + 1, len(levels.snr)):
+            if carried + width[n] * (levels.rate[level] - levels.rate[rung[n]]) >= wanted:
+                rise = width[n] * (levels.snr[level] - levels.snr[rung[n]]) / quality[n]
+                if rise < cost:
+                    cost, chosen, chosen_level = rise, n, level
+                break
+    if chosen < 0:
+        return HOPELESS, price
+    carried += width[chosen] * (levels.rate[chosen_level] - levels.rate[rung[chosen]])
+    rung[chosen] = chosen_level
+    power += cost
+    while True:
+        saving = 0.0
+        chosen = -1
+        for n in range(size):
+            for level in range(rung[n]):
+                if carried - width[n] * (levels.rate[rung[n]] - levels.rate[level]) >= wanted:
+                    saved = width[n] * (levels.snr[rung[n]] - levels.snr[level]) / quality[n]
+                    if saved > saving:
+                        saving, chosen, chosen_level = saved, n, level
+                    break
+        if chosen < 0:
+            return power, dearest
+        carried -= width[chosen] * (levels.rate[rung[chosen]] - levels.rate[chosen_level])
+        rung[chosen] = chosen_level
+        power -= saving
+
+
+@kernel
+def _need(
+    client: int,
+    skip: int,
+    extra: int,
+    own: IntArray,
+    count: IntArray,
+    rate: FloatArray,
+    price: FloatArray,
+    data: CutData,
+    levels: Levels,
+) -> float:
+    if len(levels.slopes) == 0:
+        return _shannon_need(client, rate[client], skip, extra, own[client], count[client], data)
+    return _mcs_need(
+        client, rate[client], skip, extra, own[client], count[client], data, levels, price[client]
+    )[0]
+
+
+@kernel
+def exact_latency(owner: IntArray, data: CutData, levels: Levels) -> tuple[float, float]:
+    """Return (tau1, tau2) of an assignment with optimal power; their sum is its variable latency."""
+    num_clients, num_subchannels = data.quality.shape
+    down = np.zeros(num_clients)
+    for k in range(num_subchannels):
+        if owner[k] >= 0:
+            down[owner[k]] += data.down_rate[owner[k], k]
+    tau2 = 0.0
+    for i in range(num_clients):
+        time = data.backward[i]
+        if data.unicast[i] > 0.0:
+            time += data.unicast[i] / down[i] if down[i] > 0.0 else HOPELESS
+        tau2 = max(tau2, time)
+    if len(levels.slopes) == 0:
+        start, order = owned_subchannels(owner, data.quality)
+        quality = np.empty(len(order))
+        width = np.empty(len(order))
+        for i in range(num_clients):
+            for n in range(start[i], start[i + 1]):
+                quality[n] = data.quality[i, order[n]]
+                width[n] = data.width[order[n]]
+        rates = np.empty(num_clients)
+        tau1 = shannon_deadline(quality, width, start, data.forward, data.payload, data.max_power, 1.0, rates)
+    else:
+        tau1, _ = mcs_power(
+            owner, data.quality, data.width, data.forward, data.payload, data.max_power, 1.0,
+            levels.rate, levels.snr, levels.hull,
+        )  # fmt: skip
+    return min(tau1, HOPELESS), tau2
+
+
+@kernel
+def _late(client: int, rate: float, tau2: float, data: CutData) -> float:
+    if data.unicast[client] <= 0.0:
+        return 0.0
+    if rate <= 1e-12:
+        return HOPELESS
+    return max(0.0, data.backward[client] + data.unicast[client] / rate - tau2)
+
+
+@kernel
+def _cost(client: int, power: float, weight: float, data: CutData) -> float:
+    """Return a client's power in seconds, its own limit enforced by a steeper price."""
+    over = max(0.0, power - data.max_power[client])
+    return weight * (power + len(data.forward) * over)
+
+
+@kernel
+def _place(own: IntArray, count: IntArray, client: int, k: int, data: CutData) -> None:
+    """Insert a subchannel into a client's list, best first."""
+    position = count[client]
+    while position > 0 and data.quality[client, own[client, position - 1]] < data.quality[client, k]:
+        own[client, position] = own[client, position - 1]
+        position -= 1
+    own[client, position] = k
+    count[client] += 1
+
+
+@kernel
+def _displace(own: IntArray, count: IntArray, client: int, k: int) -> None:
+    """Remove a subchannel from a client's list."""
+    position = 0
+    while own[client, position] != k:
+        position += 1
+    count[client] -= 1
+    for n in range(position, count[client]):
+        own[client, n] = own[client, n + 1]
+
+
+@kernel
+def descend(
+    owner: IntArray,
+    tau1: float,
+    tau2: float,
+    data: CutData,
+    levels: Levels,
+    reduced: FloatArray,
+    threshold: float,
+    max_steps: int,
+) -> int:
+    """Improve an assignment in place until no move or swap lowers the merit; return the steps.
+
+    Parameters
+    ----------
+    reduced
+        Reduced costs ``[C, M]``; owners above `threshold` are not considered.
+    """
+    num_clients, num_subchannels = data.quality.shape
+    shannon = len(levels.slopes) == 0
+    own = np.empty((num_clients, num_subchannels), np.int64)
+    count = np.zeros(num_clients, np.int64)
+    down = np.zeros(num_clients)
+    for k in range(num_subchannels):
+        if owner[k] >= 0:
+            _place(own, count, owner[k], k, data)
+            down[owner[k]] += data.down_rate[owner[k], k]
+    # Who may own what: lists by subchannel.
+    options = np.empty((num_subchannels, num_clients), np.int64)
+    num_options = np.zeros(num_subchannels, np.int64)
+    for k in range(num_subchannels):
+        for i in range(num_clients):
+            if reduced[i, k] <= threshold:
+                options[k, num_options[k]] = i
+                num_options[k] += 1
+
+    rate = np.zeros(num_clients)
+    power = np.zeros(num_clients)
+    price = np.zeros(num_clients)
+    slope = 0.0
+    for i in range(num_clients):
+        if data.payload[i] > 0.0:
+            spare = max(tau1 - data.forward[i], 1e-9)
+            rate[i] = data.payload[i] / spare
+            marginal = 0.0
+            if shannon:
+                power[i] = _shannon_need(i, rate[i], -1, -1, own[i], count[i], data)
+                more = _shannon_need(i, rate[i] * 1.0001, -1, -1, own[i], count[i], data)
+                marginal = (more - power[i]) / (rate[i] * 0.0001)
+            else:
+                power[i], price[i] = _mcs_need(
+                    i, rate[i], -1, -1, own[i], count[i], data, levels, 1.0 / data.quality[i].max()
+                )
+                marginal = price[i]
+            if power[i] < HOPELESS:
+                slope += marginal * rate[i] / spare
+    weight = 1.0 / slope if slope > 0.0 else 1.0
+
+    changed = np.full((num_clients, num_subchannels), math.nan)
+    stale = np.ones(num_clients, np.bool_)
+    steps = 0
+    while steps < max_steps:
+        for i in range(num_clients):
+            if stale[i]:
+                for k in range(num_subchannels):
+                    if owner[k] == i:
+                        changed[i, k] = _need(i, k, -1, own, count, rate, price, data, levels)
+                    elif reduced[i, k] <= threshold:
+                        changed[i, k] = _need(i, -1, k, own, count, rate, price, data, levels)
+                stale[i] = False
+        # The best single move.
+        gain = LEAST_GAIN
+        move_k = -1
+        move_to = -1
+        for k in range(num_subchannels):
+            i = owner[k]
+            lost = 0.0
+            if i >= 0:
+                if count[i] <= 1:
+                    continue
+                rest = down[i] - data.down_rate[i, k]
+                lost = _cost(i, changed[i, k], weight, data) - _cost(i, power[i], weight, data)
+                lost += _late(i, rest, tau2, data) - _late(i, down[i], tau2, data)
+            for n in range(num_options[k]):
+                j = options[k, n]
+                if j == i:
+                    continue
+                more = down[j] + data.down_rate[j, k]
+                won = _cost(j, power[j], weight, data) - _cost(j, changed[j, k], weight, data)
+                won += _late(j, down[j], tau2, data) - _late(j, more, tau2, data)
+                if won - lost > gain:
+                    gain, move_k, move_to = won - lost, k, j
+        swap_k = -1
+        if move_k < 0:
+            # The first swap that helps by more than a little, else the best.
+            for k in range(num_subchannels):
+                i = owner[k]
+                if i < 0:
+                    continue
+                now_i = _cost(i, power[i], weight, data) + _late(i, down[i], tau2, data)
+                for n in range(num_options[k]):
+                    j = options[k, n]
+                    if j == i:
+                        continue
+                    now_j = _cost(j, power[j], weight, data) + _late(j, down[j], tau2, data)
+                    for position in range(count[j]):
+                        other = own[j, position]
+                        if reduced[i, other] > threshold:
+                            continue
+                        rest = down[i] - data.down_rate[i, k] + data.down_rate[i, other]
+                        more = down[j] + data.down_rate[j, k] - data.down_rate[j, other]
+                        spare = now_i + now_j - _late(i, rest, tau2, data) - _late(j, more, tau2, data)
+                        # Neither can need less than with both, nor than now if it gets the worse one.
+                        best_i, best_j = changed[i, other], changed[j, k]
+                        if data.quality[i, other] <= data.quality[i, k] and shannon:
+                            best_i = power[i]
+                        if data.quality[j, k] <= data.quality[j, other] and shannon:
+                            best_j = power[j]
+                        limit = _cost(i, best_i, weight, data) + _cost(j, best_j, weight, data)
+                        if spare - limit <= gain:
+                            continue
+                        spare -= _cost(
+                            i, _need(i, k, other, own, count, rate, price, data, levels), weight, data
+                        )
+                        if spare <= gain:
+                            continue
+                        spare -= _cost(
+                            j, _need(j, other, k, own, count, rate, price, data, levels), weight, data
+                        )
+                        if spare > gain:
+                            gain, move_k, move_to, swap_k = spare, k, j, other
+                if swap_k >= 0 and num_subchannels > 128:
+                    break
+            if move_k < 0:
+                return steps
+        i, j = owner[move_k], move_to
+        if i >= 0:
+            _displace(own, count, i, move_k)
+            down[i] -= data.down_rate[i, move_k]
+        if swap_k >= 0:
+            _displace(own, count, j, swap_k)
+            down[j] -= data.down_rate[j, swap_k]
+            _place(own, count, i, swap_k, data)
+            down[i] += data.down_rate[i, swap_k]
+            owner[swap_k] = i
+        _place(own, count, j, move_k, data)
+        down[j] += data.down_rate[j, move_k]
+        owner[move_k] = j
+        for touched in (i, j):
+            if touched >= 0:
+                stale[touched] = True
+                if shannon:
+                    power[touched] = _shannon_need(
+                        touched, rate[touched], -1, -1, own[touched], count[touched], data
+                    )
+                else:
+                    power[touched], price[touched] = _mcs_need(
+                        touched, rate[touched], -1, -1, own[touched], count[touched], data, levels,
+                        price[touched],
+                    )  # fmt: skip
+        steps += 1
+    return steps
+
+
+@kernel
+def _draw(state: IntArray, limit: int) -> int:
+    """Return a pseudo-random number below `limit` (a linear congruential generator, seeded by us)."""
+    state[0] = (state[0] * 1103515245 + 12345) & 0x7FFFFFFF
+    return (state[0] >> 8) % limit
+
+
+@kernel
+def _settle(
+    owner: IntArray,
+    tau1: float,
+    tau2: float,
+    data: CutData,
+    levels: Levels,
+    reduced: FloatArray,
+    threshold: float,
+    rounds: int,
+) -> tuple[float, float]:
+    """Descend, re-centre tau1 on the result, and repeat while it pays; return its exact deadlines."""
+    best1, best2 = exact_latency(owner, data, levels)
+    trial = owner.copy()
+    for _ in range(rounds):
+        steps = descend(trial, tau1, tau2, data, levels, reduced, threshold, 4 * len(owner))
+        new1, new2 = exact_latency(trial, data, levels)
+        if new1 + new2 < best1 + best2 - LEAST_GAIN:
+            best1, best2 = new1, new2
+            owner[:] = trial
+        elif steps == 0 or new1 + new2 > best1 + best2:
+            break
+        tau1 = new1
+    return best1, best2
+
+
+@kernel
+def search(
+    owner: IntArray,
+    tau1: float,
+    tau2: float,
+    bound: float,
+    data: CutData,
+    levels: Levels,
+    reduced: FloatArray,
+    kicks: int,
+    good_enough: float,
+    state: IntArray,
+) -> tuple[float, float]:
+    """Improve an assignment in place from several sides; return its exact (tau1, tau2).
+
+    First around the deadlines of the dual with different shares for tau2; then from the best
+    assignment with a few subchannels given to other plausible owners.
+
+    Parameters
+    ----------
+    tau1, tau2
+        Deadlines of the dual solution.
+    bound
+        Lower bound on tau1 + tau2.
+    kicks
+        How many perturbed starts to try.
+    good_enough
+        Stop within this relative gap.
+    state
+        Of the pseudo-random generator ``[1]``.
+    """
+    num_clients, num_subchannels = data.quality.shape
+    best = owner.copy()
+    best1, best2 = exact_latency(best, data, levels)
+    for trial_number in range(4):
+        gap = best1 + best2 - bound
+        if gap <= good_enough * bound:
+            break
+        trial = owner.copy() if trial_number == 0 else best.copy()
+        aim2 = tau2 + gap * (0.15 + 0.25 * trial_number)
+        aim1 = tau1 + gap * 0.4
+        new1, new2 = _settle(trial, aim1, aim2, data, levels, reduced, max(gap, 1e-6), 4)
+        if new1 + new2 < best1 + best2:
+            best1, best2 = new1, new2
+            best[:] = trial
+    for _ in range(kicks):
+        gap = best1 + best2 - bound
+        if gap <= good_enough * bound:
+            break
+        trial = best.copy()
+        count = np.zeros(num_clients, np.int64)
+        for k in range(num_subchannels):
+            if trial[k] >= 0:
+                count[trial[k]] += 1
+        changes = 2 + _draw(state, 3)
+        attempts = 0
+        while changes > 0 and attempts < 200:
+            attempts += 1
+            k = _draw(state, num_subchannels)
+            j = _draw(state, num_clients)
+            if reduced[j, k] <= gap and trial[k] != j and (trial[k] < 0 or count[trial[k]] > 1):
+                if trial[k] >= 0:
+                    count[trial[k]] -= 1
+                trial[k] = j
+                count[j] += 1
+                changes -= 1
+        share = 0.01 * _draw(state, 100)
+        new1, new2 = _settle(trial, best1, tau2 + gap * share, data, levels, reduced, gap, 2)
+        if new1 + new2 < best1 + best2:
+            best1, best2 = new1, new2
+            best[:] = trial
+    owner[:] = best
+    return best1, best2
