@@ -80,9 +80,12 @@ def _choose_mcs(
     ]
     if not proposals:
         return outgoing.history.entries[-1][1]
-    return subchannel_array(
-        context.numerology.num_subchannels, outgoing.subchannels, np.min(proposals, axis=0)
-    )
+    weakest = np.min(proposals, axis=0)
+    if np.all(weakest == UNUSED):
+        # Every subchannel is lost to somebody: take the one where the worst client hears best.
+        floor = np.min([downlinks[name].snr[chosen] for name in sorted(receivers)], axis=0)
+        weakest[int(np.argmax(floor))] = 0
+    return subchannel_array(context.numerology.num_subchannels, outgoing.subchannels, weakest)
 
 
 async def server_send(

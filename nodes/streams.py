@@ -118,10 +118,13 @@ def fill_blocks(
     mcs: NDArray[np.int64],
 ) -> dict[tuple[int, int], bytes]:
     """Blocks of one frame by (slot in frame, subchannel)."""
-    capacity = {k: block_bytes(context.numerology, int(mcs[k])) for k in subchannels}
+    used = [k for k in subchannels if mcs[k] != UNUSED]
+    # Strong subchannels first: a half-empty slot leaves the weak ones out.
+    used.sort(key=lambda k: (-int(mcs[k]), k))
+    capacity = {k: block_bytes(context.numerology, int(mcs[k])) for k in used}
     blocks: dict[tuple[int, int], bytes] = {}
     for slot in range(first_slot, context.numerology.slots_per_frame):
-        for k in subchannels:
+        for k in used:
             block = sender.next_block((frame, slot, k), capacity[k])
             if block is None:
                 return blocks

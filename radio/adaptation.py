@@ -57,11 +57,14 @@ class LinkAdaptation:
 
         Returns
         -------
-        ``[num_subchannels]``; the lowest MCS where even that one's threshold is missed, because a
-        granted subchannel is kept in use until the stream is given up.
+        ``[num_subchannels]``; :data:`~radio.phy.UNUSED` where even the lowest MCS's threshold is
+        missed, except that the best subchannel is always used: a stream ends by success or by
+        being given up, not by silence.
         """
         usable = np.nan_to_num(np.asarray(snr, np.float64), nan=0.0, posinf=0.0, neginf=0.0)
         snr_db = np.asarray(linear_to_db(np.maximum(usable, 1e-12)))
         margin = self.backoff_db + self.offset_db
         index = np.asarray(highest_mcs(snr_db, num_resource_elements, margin), np.int64)
-        return np.where(index == UNUSED, 0, index)
+        if len(index) and np.all(index == UNUSED):
+            index[int(np.argmax(usable))] = 0
+        return index

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import scipy.stats
 from numpy.typing import NDArray
 
 from radio.numerology import SOUNDING_SYMBOLS, Numerology
@@ -56,12 +57,26 @@ class ChannelEstimate:
         ``[num_slots, num_subchannels]`` noise power per subcarrier.
     snr
         ``[num_slots, num_subchannels]`` signal-to-noise power ratio per subcarrier, not below 0.
+    detected
+        ``[num_slots, num_subchannels]`` whether pilots were sent there at all: an F-test of the
+        energy inside the prefix's span against that outside of it.
     """
 
     first: NDArray[np.complex64]
     second: NDArray[np.complex64]
     noise_power: NDArray[np.float32]
     snr: NDArray[np.float32]
+    detected: NDArray[np.bool_]
+
+
+FALSE_ALARM = 1e-3  # of the test for pilots, per slot and subchannel
+
+
+@lru_cache(maxsize=8)
+def _detection_threshold(rank: int, num_subcarriers: int) -> float:
+    """Energy per dimension over noise that empty pilots exceed with :data:`FALSE_ALARM`."""
+    # Two pilot symbols, two real dimensions for each complex one.
+    return float(scipy.stats.f.isf(FALSE_ALARM, 4 * rank, 4 * (num_subcarriers - rank)))
 
 
 def estimate_channel(numerology: Numerology, pilots: NDArray[np.complex64]) -> ChannelEstimate:
@@ -85,6 +100,7 @@ def estimate_channel(numerology: Numerology, pilots: NDArray[np.complex64]) -> C
         channel[:, 1],
         noise.astype(np.float32),
         (signal / noise).astype(np.float32),
+        inside / (2 * rank) > _detection_threshold(rank, width) * noise,
     )
 
 

@@ -26,7 +26,6 @@ UNUSED = -1  # MCS index or owner of a subchannel that carries nothing
 # phase drift over a slot is shrunk towards zero by it, or single subchannels at -5 dB would be
 # turned by their own estimation error.
 RESIDUAL_CFO_SPACINGS = 0.003
-DETECTION_SNR = 10 ** (-9 / 10)  # pilots below this are taken for silence
 
 
 def block_code(numerology: Numerology, mcs_index: int) -> TransportBlockCode:
@@ -101,7 +100,9 @@ class ReceivedSlots:
     blocks
         Decoded payload by (slot, subchannel); only blocks whose CRC holds.
     attempted
-        ``[num_slots, num_subchannels]`` whether pilots were found, so that a block was expected.
+        ``[num_slots, num_subchannels]`` whether there was a block: one was decoded or its pilots
+        were found.  Decoding is tried wherever a transmitter was present, so a missed pilot
+        costs no block, and an unused subchannel counts as no failure.
     snr
         ``[num_slots, num_subchannels]`` linear SNR per subcarrier, from the pilots.
     noise_power
@@ -161,15 +162,17 @@ def demodulate_slots(
     noise_power[:, used] = noise
 
     middle, drift = _phase_drift(numerology, estimate.first, estimate.second, noise, owner[used])
+    tried = np.zeros(shape, bool)
     for transmitter in np.unique(owner[used]):
         mine = owner[used] == transmitter
-        present = estimate.snr[:, mine].mean(axis=1) > DETECTION_SNR
-        attempted[np.ix_(np.flatnonzero(present), used[mine])] = True
+        present = estimate.detected[:, mine].any(axis=1)
+        tried[np.ix_(np.flatnonzero(present), used[mine])] = True
+    attempted[:, used] = estimate.detected
 
     error_power = reference_power = 0.0
     for mcs in np.unique(mcs_index[used]):
         columns = np.flatnonzero(mcs_index[used] == mcs)
-        slots, chosen = np.nonzero(attempted[:, used[columns]])
+        slots, chosen = np.nonzero(tried[:, used[columns]])
         if len(slots) == 0:
             continue
         local = columns[chosen]
@@ -188,6 +191,7 @@ def demodulate_slots(
         for row in np.flatnonzero(decoded.ok):
             place = (int(slots[row]), int(subchannels[row]))
             result.blocks[place] = decoded.payload[row].tobytes()
+            attempted[place] = True
         good = np.flatnonzero(decoded.ok)[:1]  # one block per MCS and window is enough for an EVM
         if len(good):
             sent = modulate(modulation, encode(code, decoded.payload[good]))

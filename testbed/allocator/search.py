@@ -25,6 +25,8 @@ from testbed.allocator.power import mcs_power, owned_subchannels, shannon_deadli
 from testbed.allocator.problem import FloatArray, IntArray
 
 HOPELESS = 1e9  # stands for an infinite power or time, so that differences stay defined
+OPTIONS_PER_SUBCHANNEL = 4
+STEEP = 10.0  # price of a rate beyond the top MCS, in terms of the dearest step
 LEAST_GAIN = 1e-9  # improvements below this share of a typical latency are not pursued
 
 
@@ -136,7 +138,15 @@ def _mcs_need(
             if rung[n] < top and levels.slopes[rung[n]] / quality[n] < cheapest:
                 best, cheapest = n, levels.slopes[rung[n]] / quality[n]
         if best < 0:
-            return HOPELESS, price
+            # All at the top and not enough: graded, so that one subchannel more is seen to help.
+            if size == 0:
+                return HOPELESS, price
+            power = 0.0
+            for n in range(size):
+                dearest = levels.slopes[top - 1] / quality[n]
+                power += width[n] * levels.snr[levels.hull[top]] / quality[n]
+                price = max(price, dearest)
+            return power + STEEP * price * (rate - carried), price
         low = levels.hull[rung[best]]
         rung[best] += 1
         carried += width[best] * (levels.rate[levels.hull[rung[best]]] - levels.rate[low])
@@ -338,6 +348,7 @@ def descend(
     changed = np.full((num_clients, num_subchannels), math.nan)
     stale = np.ones(num_clients, np.bool_)
     steps = 0
+    cursor = 0
     while steps < max_steps:
         for i in range(num_clients):
             if stale[i]:
@@ -371,8 +382,10 @@ def descend(
                     gain, move_k, move_to = won - lost, k, j
         swap_k = -1
         if move_k < 0:
-            # The first swap that helps by more than a little, else the best.
-            for k in range(num_subchannels):
+            # No move helps: the best swap of the first subchannel, from where the last one was found,
+            # that has one.
+            for offset in range(num_subchannels):
+                k = (cursor + offset) % num_subchannels
                 i = owner[k]
                 if i < 0:
                     continue
@@ -382,6 +395,8 @@ def descend(
                     if j == i:
                         continue
                     now_j = _cost(j, power[j], weight, data) + _late(j, down[j], tau2, data)
+                    # Neither can need less than with both subchannels.
+                    limit_j = _cost(j, changed[j, k], weight, data)
                     for position in range(count[j]):
                         other = own[j, position]
                         if reduced[i, other] > threshold:
@@ -389,26 +404,19 @@ def descend(
                         rest = down[i] - data.down_rate[i, k] + data.down_rate[i, other]
                         more = down[j] + data.down_rate[j, k] - data.down_rate[j, other]
                         spare = now_i + now_j - _late(i, rest, tau2, data) - _late(j, more, tau2, data)
-                        # Neither can need less than with both, nor than now if it gets the worse one.
-                        best_i, best_j = changed[i, other], changed[j, k]
-                        if data.quality[i, other] <= data.quality[i, k] and shannon:
-                            best_i = power[i]
-                        if data.quality[j, k] <= data.quality[j, other] and shannon:
-                            best_j = power[j]
-                        limit = _cost(i, best_i, weight, data) + _cost(j, best_j, weight, data)
-                        if spare - limit <= gain:
+                        limit_i = _cost(i, changed[i, other], weight, data)
+                        if spare - limit_i - limit_j <= gain:
                             continue
-                        spare -= _cost(
-                            i, _need(i, k, other, own, count, rate, price, data, levels), weight, data
-                        )
-                        if spare <= gain:
+                        need = _need(i, k, other, own, count, rate, price, data, levels)
+                        spare -= _cost(i, need, weight, data)
+                        if spare - limit_j <= gain:
                             continue
-                        spare -= _cost(
-                            j, _need(j, other, k, own, count, rate, price, data, levels), weight, data
-                        )
+                        need = _need(j, other, k, own, count, rate, price, data, levels)
+                        spare -= _cost(j, need, weight, data)
                         if spare > gain:
                             gain, move_k, move_to, swap_k = spare, k, j, other
-                if swap_k >= 0 and num_subchannels > 128:
+                if swap_k >= 0:
+                    cursor = k
                     break
             if move_k < 0:
                 return steps
@@ -476,7 +484,7 @@ def _settle(
 
 @kernel
 def search(
-    owner: IntArray,
+    starts: IntArray,
     tau1: float,
     tau2: float,
     bound: float,
@@ -486,14 +494,16 @@ def search(
     kicks: int,
     good_enough: float,
     state: IntArray,
-) -> tuple[float, float]:
-    """Improve an assignment in place from several sides; return its exact (tau1, tau2).
+) -> tuple[float, float, IntArray]:
+    """Return the best assignment found with its exact deadlines: (tau1, tau2, owners ``[M]``).
 
-    First around the deadlines of the dual with different shares for tau2; then from the best
-    assignment with a few subchannels given to other plausible owners.
+    From each start, around the deadlines of the dual with different shares for tau2; then from the
+    best assignment with a few subchannels given to other plausible owners.
 
     Parameters
     ----------
+    starts
+        Assignments ``[S, M]`` that give every client a subchannel.
     tau1, tau2
         Deadlines of the dual solution.
     bound
@@ -506,24 +516,35 @@ def search(
         Of the pseudo-random generator ``[1]``.
     """
     num_clients, num_subchannels = data.quality.shape
-    best = owner.copy()
-    best1, best2 = exact_latency(best, data, levels)
-    for trial_number in range(4):
-        gap = best1 + best2 - bound
-        if gap <= good_enough * bound:
-            break
-        trial = owner.copy() if trial_number == 0 else best.copy()
-        aim2 = tau2 + gap * (0.15 + 0.25 * trial_number)
-        aim1 = tau1 + gap * 0.4
-        new1, new2 = _settle(trial, aim1, aim2, data, levels, reduced, max(gap, 1e-6), 4)
+    best1, best2 = math.inf, math.inf
+    best = starts[0].copy()
+    for s in range(len(starts)):
+        new1, new2 = exact_latency(starts[s], data, levels)
         if new1 + new2 < best1 + best2:
             best1, best2 = new1, new2
-            best[:] = trial
+            best[:] = starts[s]
+    # A handful of owners per subchannel: at large sizes the gap alone rules out nobody.
+    flat = np.sort(reduced.copy().reshape(-1))
+    plausible = flat[min(len(flat) - 1, OPTIONS_PER_SUBCHANNEL * num_subchannels)]
+    for s in range(len(starts)):
+        for trial_number in range(3):
+            gap = best1 + best2 - bound
+            if gap <= good_enough * bound:
+                break
+            trial = starts[s].copy() if trial_number == 0 else best.copy()
+            aim2 = tau2 + gap * (0.15 + 0.25 * trial_number)
+            aim1 = tau1 + gap * 0.4
+            limit = min(plausible, gap)
+            new1, new2 = _settle(trial, aim1, aim2, data, levels, reduced, limit, 4)
+            if new1 + new2 < best1 + best2:
+                best1, best2 = new1, new2
+                best[:] = trial
     for _ in range(kicks):
         gap = best1 + best2 - bound
         if gap <= good_enough * bound:
             break
         trial = best.copy()
+        limit = min(plausible, gap)
         count = np.zeros(num_clients, np.int64)
         for k in range(num_subchannels):
             if trial[k] >= 0:
@@ -534,16 +555,15 @@ def search(
             attempts += 1
             k = _draw(state, num_subchannels)
             j = _draw(state, num_clients)
-            if reduced[j, k] <= gap and trial[k] != j and (trial[k] < 0 or count[trial[k]] > 1):
+            if reduced[j, k] <= limit and trial[k] != j and (trial[k] < 0 or count[trial[k]] > 1):
                 if trial[k] >= 0:
                     count[trial[k]] -= 1
                 trial[k] = j
                 count[j] += 1
                 changes -= 1
         share = 0.01 * _draw(state, 100)
-        new1, new2 = _settle(trial, best1, tau2 + gap * share, data, levels, reduced, gap, 2)
+        new1, new2 = _settle(trial, best1, tau2 + gap * share, data, levels, reduced, limit, 2)
         if new1 + new2 < best1 + best2:
             best1, best2 = new1, new2
             best[:] = trial
-    owner[:] = best
-    return best1, best2
+    return best1, best2, best
