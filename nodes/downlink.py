@@ -104,7 +104,7 @@ async def server_send(
     reports
         One per stream; ``receivers`` are those that were served to the end.
     end_ns
-        When the last acknowledgement was known.
+        When the last acknowledgement was known and the transmitter is free.
     """
     numerology, link = context.numerology, context.link
     num, slots = numerology.num_subchannels, numerology.slots_per_frame
@@ -170,6 +170,8 @@ async def server_send(
         unsettled.append(frame)
         listed = frame + 1
         position = listed * slots
+    # What was announced stands: a repetition that turned out to be needless occupies its frame.
+    end_ns = max(end_ns, numerology.slot_start_ns(position))
     reports = []
     for outgoing in streams:
         served = tuple(sorted(set(outgoing.idle_frames) - set(outgoing.failures)))

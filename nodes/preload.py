@@ -6,6 +6,8 @@ Imports and kernels only: no torch computation, whose threads would not survive 
 from __future__ import annotations
 
 import sklearn.datasets  # noqa: F401  (the embedded data set's loader is slow to import)
+import torch._dynamo  # noqa: F401  (optimisers and the FLOP counter import it at first use)
+import torch.utils.flop_counter  # noqa: F401
 
 import nodes.process  # noqa: F401
 from radio.warmup import warm_up

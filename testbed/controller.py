@@ -94,12 +94,22 @@ class Controller:
             if envelope.source in self.names and envelope.source not in hellos:
                 hellos[envelope.source] = hello
                 await self.endpoint.send(envelope.source, Welcome(setup_of(envelope.source)))
+        # Until a node is ready, silence means that it loads; its process ending means that it is gone.
+        ready: dict[str, Ready] = {}
+        while set(ready) != set(self.names):
+            missing = [name for name in self.names if name not in ready]
+            self._refuse_the_dead(missing)
+            try:
+                ready[missing[0]], _ = await self._answer(
+                    missing[0], Ready, timeout_s=WATCH_INTERVAL_S * 4
+                )
+            except WaitTimeoutError:
+                if time.monotonic() > deadline:
+                    raise NodeError(
+                        f"waited {timeout_s:.0f} s for {', '.join(missing)} to load data and model"
+                    ) from None
         self.present = set(self.names)
         self._watcher = asyncio.create_task(self._watch(), name="liveness")
-        ready = {}
-        for name in self.names:
-            answer, _ = await self._answer(name, Ready, timeout_s=timeout_s)
-            ready[name] = answer
         return hellos, ready
 
     def _refuse_the_dead(self, missing: list[str]) -> None:
@@ -216,11 +226,15 @@ class Controller:
             for other in sorted(self.present):
                 self.endpoint.lose(other, f"the server is lost ({reason}), so its round cannot end")
 
-    async def close(self) -> None:
-        """Stop watching and give the endpoint back."""
+    async def stop_watching(self) -> None:
+        """From now on nodes may fall silent: they were told to stop."""
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Stop watching and give the endpoint back."""
+        await self.stop_watching()
         await self.endpoint.close()
 
 

@@ -527,6 +527,7 @@ class Engine:
         usages = []
         with contextlib.suppress(Exception):
             self._sample_memory()
+        await controller.stop_watching()
         for name in sorted(controller.present):
             await controller.tell(name, Stop(result.words))
         for name in sorted(controller.present):
@@ -544,18 +545,9 @@ class Engine:
 
     def _account(self, result: RunResult, usages: list[ProcessUsage]) -> None:
         """Where the process tree's CPU time went."""
-        own = time.process_time()
-        children = os.times()
         table = {usage.name: {"total": usage.cpu_s, **usage.kinds_s} for usage in usages}
         if self._lab.transport == "processes":
-            helpers = (
-                children.children_user
-                + children.children_system
-                - sum(usage.cpu_s for usage in usages if usage.name == "air")
-            )
-            table["controller"] = {"total": own}
-            # Children of the forkserver are not ours to wait for; what is left is the forkserver's start.
-            table["other children"] = {"total": max(0.0, helpers)}
+            table["controller"] = {"total": time.process_time()}
             useful = sum(
                 seconds
                 for kinds in table.values()
