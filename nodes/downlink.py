@@ -25,9 +25,9 @@ from nodes.streams import (
 )
 from nodes.timeline import Resource
 from radio.adaptation import LinkAdaptation
-from radio.estimation import cfo_rotation
 from radio.link import SelectiveRepeatReceiver, SelectiveRepeatSender
 from radio.phy import UNUSED, demodulate_slots, modulate_slots
+from radio.rotation import rotate
 from radio.units import db_to_linear, linear_to_db
 
 
@@ -394,12 +394,8 @@ async def client_receive(
             numerology.frame_samples, first_sample, frozenset({server}), context.wait_s
         )
         with context.ledger.account("modem"):
-            samples = (
-                reception.samples[0]
-                * cfo_rotation(
-                    numerology.frame_samples, first_sample, context.cfo_hz, numerology.sample_rate_hz
-                ).conj()
-            )
+            cycles_per_sample = context.cfo_hz / numerology.sample_rate_hz
+            samples = rotate(reception.samples[0], first_sample, -cycles_per_sample)
             received = demodulate_slots(numerology, samples, history.at(frame_ns), owner)
         places = set()
         for (slot, k), block in sorted(received.blocks.items()):

@@ -6,6 +6,8 @@ attempt and sequence, and the experiment time at which it takes effect at its re
 
 from __future__ import annotations
 
+import contextlib
+
 import msgspec
 
 from nodes.errors import MessageError
@@ -443,8 +445,17 @@ class Envelope(msgspec.Struct, frozen=True):
     format: str = CONTROL_FORMAT
 
 
+class _Version(msgspec.Struct, frozen=True):
+    """What every version of an envelope has, read when the whole makes no sense."""
+
+    source: str = "its sender"
+    format: str = CONTROL_FORMAT
+
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Envelope)
+_version_decoder = msgspec.msgpack.Decoder(_Version)
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def encode_envelope(envelope: Envelope) -> bytes:
@@ -477,8 +488,17 @@ def decode_envelope(frame: bytes) -> Envelope:
         raise MessageError(f"a control frame of {len(frame)} bytes exceeds {MAX_CONTROL_BYTES}")
     try:
         envelope = _decoder.decode(frame)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+    except _UNREADABLE as exc:
+        # Another version may have bodies that this one does not know: its number explains more.
+        with contextlib.suppress(*_UNREADABLE):
+            _check_version(_version_decoder.decode(frame))
         raise MessageError(f"not a {CONTROL_FORMAT} message: {exc}") from exc
-    if envelope.format != CONTROL_FORMAT:
-        raise MessageError(f"this side speaks {CONTROL_FORMAT}, {envelope.source} speaks {envelope.format}")
+    _check_version(envelope)
     return envelope
+
+
+def _check_version(envelope: Envelope | _Version) -> None:
+    if envelope.format != CONTROL_FORMAT:
+        raise MessageError(
+            f"this side speaks {CONTROL_FORMAT}, {envelope.source} speaks {envelope.format[:40]}"
+        )

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 import zmq
-import zmq.asyncio
 
 from nodes.agent import Agent
 from nodes.messages import NodeSetup
@@ -58,7 +57,7 @@ def run_node(options: NodeOptions) -> None:
 
 
 async def _run(options: NodeOptions) -> None:
-    context = zmq.asyncio.Context()
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         wire = ZmqWire(context, options.controller, options.name)
 

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from nodes.context import NodeContext
 from nodes.timeline import Resource
 from radio.drivers.base import RadioConfig
-from radio.estimation import SoundingEstimate, cfo_rotation, estimate_sounding, sounding_grid
+from radio.estimation import SoundingEstimate, estimate_sounding, sounding_grid
 from radio.numerology import SOUNDING_SYMBOLS
 from radio.ofdm import grid_to_samples, samples_to_grid
+from radio.rotation import rotate
 
 TARGET_PEAK_DBFS = -6.0
 PEAK_TOLERANCE_DB = 1.5
@@ -139,7 +140,7 @@ async def client_sounding(
     samples = reception.samples[0]
     rate = numerology.sample_rate_hz
     with context.ledger.account("modem"):
-        corrected = samples * cfo_rotation(num_samples, first, context.cfo_hz, rate).conj()
+        corrected = rotate(samples, first, -context.cfo_hz / rate)
         psd = np.array([downlink_psd_w_per_hz])
         estimate = estimate_sounding(
             numerology,
@@ -151,7 +152,7 @@ async def client_sounding(
         own = np.array([own_psd_w_per_hz])
         amplitude = float(context.amplitude(context.name, own)[0])
         burst = grid_to_samples(numerology, sounding_grid(numerology, amplitude))
-        burst = burst * cfo_rotation(len(burst), own_sample, context.cfo_hz, rate)
+        burst = rotate(burst, own_sample, context.cfo_hz / rate, out=burst)
     context.timeline.add(
         "sounding-downlink",
         Resource.RECEIVER,

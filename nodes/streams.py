@@ -27,10 +27,10 @@ from nodes.messages import (
 )
 from nodes.timeline import Resource
 from radio.adaptation import LinkAdaptation
-from radio.estimation import cfo_rotation
 from radio.link import SelectiveRepeatReceiver, SelectiveRepeatSender
 from radio.numerology import Numerology
 from radio.phy import UNUSED, ReceivedSlots, block_bytes, demodulate_slots, modulate_slots
+from radio.rotation import rotate
 from radio.units import linear_to_db
 
 SNR_STEP_DB = 0.25  # resolution of reported SNRs
@@ -228,9 +228,7 @@ async def client_send(
             used = max(slot for slot, _ in blocks) + 1 - offset
             shifted = {(slot - offset, k): block for (slot, k), block in blocks.items()}
             samples = modulate_slots(numerology, used, shifted, mcs, amplitude)
-            samples = samples * cfo_rotation(
-                len(samples), at_sample, context.cfo_hz, numerology.sample_rate_hz
-            )
+            samples = rotate(samples, at_sample, context.cfo_hz / numerology.sample_rate_hz, out=samples)
         await context.radio.transmit(samples[None, :], at_sample)
         await context.radio.silent_until((frame + 1) * numerology.frame_samples)
         sender.report.airtime_samples += len(samples)

@@ -90,6 +90,7 @@ class Event(Word, tag="event", frozen=True):
 class Refused(Word, tag="refused", frozen=True):
     reason: str
     fatal: bool
+    late: bool = False
 
 
 class Detach(Word, tag="detach", frozen=True):

@@ -20,9 +20,13 @@ except ImportError:  # not a Unix: processes that start together compile side by
 
 KERNEL_MODULES = (
     "radio.air.kernels",
+    "radio.air.noise",
     "radio.coding.crc",
     "radio.coding.transport_block",
+    "radio.grid",
     "radio.modulation",
+    "radio.phy",
+    "radio.rotation",
 )
 
 
@@ -35,6 +39,26 @@ def warm_up(progress: Callable[[str], None] | None = None) -> None:
         importlib.import_module(name)
     with _only_one():
         jit.warm_up(progress)
+        _send_one_slot_of_each_modulation()
+
+
+def _send_one_slot_of_each_modulation() -> None:
+    """Run the frame path itself: kernels also compile for the read-only arrays that it uses."""
+    import numpy as np
+
+    from radio.mcs import mcs_table
+    from radio.numerology import Numerology
+    from radio.phy import block_bytes, demodulate_slots, modulate_slots
+
+    numerology = Numerology(1e6, 64, 8, 1, 40, 28, 1)
+    schemes = {scheme.modulation: scheme.index for scheme in mcs_table().schemes}
+    for index in schemes.values():
+        mcs = np.array([index])
+        block = bytes(block_bytes(numerology, index))
+        samples = modulate_slots(numerology, 1, {(0, 0): block}, mcs, np.ones(1))
+        received = demodulate_slots(numerology, samples, mcs, np.zeros(1, np.int64))
+        if received.blocks.get((0, 0)) != block:
+            raise RuntimeError(f"warming up: MCS {index} did not survive a loop without noise")
 
 
 @contextmanager

@@ -55,6 +55,7 @@ from testbed.specs import node_setup
 MAX_GAIN_SOUNDINGS = 6
 STOP_TIMEOUT_S = 5.0
 BULK_TIMEOUT_S = 120.0
+MEMORY_SAMPLE_ROUNDS = 10  # walking the page tables of seven processes takes 0.1 s
 
 
 class StopReason(str, Enum):
@@ -229,7 +230,8 @@ class Engine:
         self._check_cuts(len(model.state_bytes))
         self._planner_or_none = Planner(self._experiment, self._lab_config, model, num_samples)
         await self._set_gains()
-        plan = self._planner.plan(0, self._heard(), None)
+        # In a thread, because the first call may compile: heartbeats must go on.
+        plan = await asyncio.to_thread(self._planner.plan, 0, self._heard(), None)
         await self._configure(plan.cut_layer)
 
     @property
@@ -314,7 +316,7 @@ class Engine:
     async def _round(self, round_index: int) -> None:
         clients = self._heard()
         solver_start = time.perf_counter()
-        plan = self._planner.plan(round_index, clients, self._cut)
+        plan = await asyncio.to_thread(self._planner.plan, round_index, clients, self._cut)
         solver_s = time.perf_counter() - solver_start
         if plan.cut_layer != self._cut:
             await self._move_cut(round_index, plan, clients)
@@ -354,7 +356,8 @@ class Engine:
             )
         )
         self._writer.barrier()
-        self._sample_memory()
+        if round_index % MEMORY_SAMPLE_ROUNDS == 0:
+            await asyncio.to_thread(self._sample_memory)
         self._writer.operation(
             "round",
             round=round_index,
@@ -525,8 +528,7 @@ class Engine:
 
     async def _collect_usage(self, controller: Controller, result: RunResult) -> list[ProcessUsage]:
         usages = []
-        with contextlib.suppress(Exception):
-            self._sample_memory()
+        await asyncio.to_thread(self._sample_memory)
         await controller.stop_watching()
         for name in sorted(controller.present):
             await controller.tell(name, Stop(result.words))

@@ -20,12 +20,12 @@ from typing import Protocol
 import msgspec
 import psutil
 import zmq
-import zmq.asyncio
 
 from nodes.transport.wire import MemoryHub, Wire
 from nodes.transport.zeromq import ZmqHub
 from radio import plane
 from radio.air.process import AirReady, AirSetup
+from radio.loop_socket import LoopSocket
 from testbed.errors import NodeError, RadioError
 
 PRELOAD = ["nodes.preload", "testbed.cli"]
@@ -116,11 +116,12 @@ class ProcessLab:
         self._bind = bind
         self._names = names
         self._on_refused = on_refused
-        self._context = zmq.asyncio.Context()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._processes: dict[str, BaseProcess] = {}
         self._lifelines: list[Connection] = []
         self._air: asyncio.subprocess.Process | None = None
-        self._air_socket: zmq.asyncio.Socket | None = None
+        self._air_socket: LoopSocket | None = None
+        self._air_usage: asyncio.Future[plane.Usage] | None = None
         self.air_endpoint = ""
         self.air_pid = 0
         self._hub: ZmqHub | None = None
@@ -172,10 +173,17 @@ class ProcessLab:
                 f"(exit code {air.returncode}); its messages are above"
             ) from exc
         self.air_endpoint, self.air_pid = ready.endpoint, ready.pid
-        self._air_socket = self._context.socket(zmq.DEALER)
-        self._air_socket.setsockopt(zmq.LINGER, 0)
-        self._air_socket.setsockopt(zmq.IDENTITY, plane.CONTROLLER_IDENTITY)
-        self._air_socket.connect(self.air_endpoint)
+        socket = self._context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.IDENTITY, plane.CONTROLLER_IDENTITY)
+        socket.connect(self.air_endpoint)
+        self._air_socket = LoopSocket(socket, self._take_air_word)
+
+    def _take_air_word(self, frames: list[bytes]) -> None:
+        word = plane.decode_word(frames[0])
+        future = self._air_usage
+        if isinstance(word, plane.Usage) and future is not None and not future.done():
+            future.set_result(word)
 
     async def start_nodes(self, names: tuple[str, ...]) -> None:
         air_ready = asyncio.create_task(self._await_air())
@@ -217,18 +225,16 @@ class ProcessLab:
     async def detach(self, name: str) -> None:
         self.wire.forget(name)
         if self._air_socket is not None:
-            await self._air_socket.send_multipart([plane.encode_word(plane.Detach(name))])
+            self._air_socket.send([plane.encode_word(plane.Detach(name))])
 
     async def usage(self) -> list[ProcessUsage]:
         if self._air_socket is None or "air" in self.gone():
             return []
-        await self._air_socket.send_multipart([plane.encode_word(plane.Usage())])
+        self._air_usage = asyncio.get_running_loop().create_future()
+        self._air_socket.send([plane.encode_word(plane.Usage())])
         try:
-            frames = await asyncio.wait_for(self._air_socket.recv_multipart(), EXIT_TIMEOUT_S)
+            word = await asyncio.wait_for(self._air_usage, EXIT_TIMEOUT_S)
         except (TimeoutError, asyncio.TimeoutError):
-            return []
-        word = plane.decode_word(frames[0])
-        if not isinstance(word, plane.Usage):
             return []
         air = ProcessUsage("air", word.process_cpu_s, {"air": word.air_cpu_s}, word.max_rss_bytes)
         return [air, *_helper_usage()]

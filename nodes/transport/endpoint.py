@@ -17,6 +17,7 @@ from nodes.messages import (
     Body,
     Envelope,
     Heartbeat,
+    Hello,
     PeerLost,
     decode_envelope,
     encode_envelope,
@@ -65,7 +66,8 @@ class Endpoint:
     wire
         In-memory or ZeroMQ wire.
     run
-        Run id; messages of other runs are refused and counted.  Empty until a node is welcomed.
+        Run id; messages of other runs are refused and counted.  Empty until a node is welcomed,
+        so a hello may come without one.
     on_refused
         Called with (peer, reason) for each refused message.
 
@@ -96,10 +98,11 @@ class Endpoint:
         self._waiters: list[_Waiter] = []
         self.lost: dict[str, str] = {}
         self.ended: str | None = None
-        self._assemblies: dict[tuple[str, str], _Assembly] = {}
+        self._assemblies: dict[str, _Assembly] = {}  # by source: one transfer at a time
         self._bulk_ready: dict[str, bytes] = {}
         self._bulk_waiters: dict[str, asyncio.Future[bytes]] = {}
         self._reader = asyncio.create_task(self._read(), name=f"messages to {self.name}")
+        self._reader.add_done_callback(self._reading_ended)
 
     # ---------------------------------------------------------------------------- sending
     async def send(
@@ -127,7 +130,7 @@ class Endpoint:
         """
         _check_bulk(kind, len(data))
         digest = hashlib.blake2b(data, digest_size=16).digest()
-        num_chunks = max(1, -(-len(data) // CHUNK_BYTES))
+        num_chunks = _num_chunks(len(data))
         for index in range(num_chunks):
             header = BulkHeader(self.run, purpose, kind, index, num_chunks, len(data), digest)
             chunk = data[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
@@ -196,6 +199,8 @@ class Endpoint:
         """
         if purpose in self._bulk_ready:
             return self._bulk_ready.pop(purpose)
+        if self.ended is not None:
+            raise StoppedError(self.ended)
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._bulk_waiters[purpose] = future
         try:
@@ -256,14 +261,21 @@ class Endpoint:
                 self.refused += 1
                 self._on_refused(delivery.source, str(exc))
 
+    def _reading_ended(self, reader: asyncio.Task[None]) -> None:
+        """Nobody may wait for what nobody reads any more."""
+        if not reader.cancelled() and (failure := reader.exception()) is not None:
+            self.end(f"{self.name} can read no more messages: {failure!r}")
+
     def _is_stale(self, envelope: Envelope) -> bool:
         return 0 <= envelope.round_index < self._oldest_round
 
     def _put(self, envelope: Envelope, source: str) -> None:
         if envelope.source != source:
             raise MessageError(f"{source} signed a message as {envelope.source}")
-        if self.run and envelope.run and envelope.run != self.run:
-            raise MessageError(f"a message of run {envelope.run}; this is run {self.run}")
+        if self.run and envelope.run != self.run and (envelope.run or not isinstance(envelope.body, Hello)):
+            raise MessageError(
+                f"{type(envelope.body).__name__} of run {envelope.run!r}; this is run {self.run!r}"
+            )
         if isinstance(envelope.body, Heartbeat):
             return
         if isinstance(envelope.body, PeerLost) and source == CONTROLLER:
@@ -283,39 +295,45 @@ class Endpoint:
     def _put_bulk(self, delivery: Delivery) -> None:
         try:
             header = msgspec.msgpack.decode(delivery.frames[0], type=BulkHeader)
-        except msgspec.MsgspecError as exc:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
             raise MessageError(f"not a {BULK_FORMAT} header: {exc}") from exc
         if header.format != BULK_FORMAT or (self.run and header.run != self.run):
             raise MessageError(f"bulk data of {header.format}, run {header.run!r}; expected run {self.run!r}")
         _check_bulk(header.kind, header.total_bytes)
-        key = (delivery.source, header.purpose)
+        source, chunk = delivery.source, delivery.frames[1]
+        # Whatever is wrong with a chunk, its transfer is over: a sender starts again with chunk 0.
+        assembly = self._assemblies.pop(source, None)
         if header.index == 0:
-            self._assemblies[key] = _Assembly(header)
-        assembly = self._assemblies.get(key)
-        if (
-            assembly is None
-            or len(assembly.chunks) != header.index
-            or assembly.header.digest != header.digest
-        ):
-            self._assemblies.pop(key, None)
+            assembly = _Assembly(header)
+        if assembly is None or header != msgspec.structs.replace(assembly.header, index=len(assembly.chunks)):
+            raise MessageError(f"chunk {header.index} of {header.purpose} from {source} out of order")
+        left = header.total_bytes - header.index * CHUNK_BYTES
+        if header.num_chunks != _num_chunks(header.total_bytes) or len(chunk) != min(left, CHUNK_BYTES):
             raise MessageError(
-                f"chunk {header.index} of {header.purpose} from {delivery.source} out of order"
+                f"{header.purpose} from {source}: chunk {header.index} of {header.num_chunks} has {len(chunk)} "
+                f"bytes, which does not fit the {header.total_bytes} stated"
             )
-        assembly.chunks.append(delivery.frames[1])
-        if sum(map(len, assembly.chunks)) > header.total_bytes:
-            del self._assemblies[key]
-            raise MessageError(f"{header.purpose} from {delivery.source} is longer than stated")
+        assembly.chunks.append(chunk)
         if len(assembly.chunks) < header.num_chunks:
+            self._assemblies[source] = assembly
             return
-        del self._assemblies[key]
         data = b"".join(assembly.chunks)
         if hashlib.blake2b(data, digest_size=16).digest() != header.digest:
-            raise MessageError(f"{header.purpose} from {delivery.source} arrived damaged")
+            raise MessageError(f"{header.purpose} from {source} arrived damaged")
         future = self._bulk_waiters.get(header.purpose)
         if future is not None and not future.done():
             future.set_result(data)
         else:
+            waiting = sum(map(len, self._bulk_ready.values())) + len(data)
+            if waiting > MAX_BULK_BYTES:
+                raise MessageError(
+                    f"{waiting} bytes of weights wait here for nobody; dropped {header.purpose}"
+                )
             self._bulk_ready[header.purpose] = data
+
+
+def _num_chunks(num_bytes: int) -> int:
+    return max(1, -(-num_bytes // CHUNK_BYTES))
 
 
 def _check_bulk(kind: str, num_bytes: int) -> None:
@@ -323,5 +341,5 @@ def _check_bulk(kind: str, num_bytes: int) -> None:
         raise MessageError(
             f"the bulk plane carries {', '.join(BULK_KINDS)}, not {kind}: smashed data and gradients go over the air"
         )
-    if num_bytes > MAX_BULK_BYTES:
-        raise MessageError(f"{num_bytes} bytes of {kind} exceed the {MAX_BULK_BYTES} allowed")
+    if not 0 <= num_bytes <= MAX_BULK_BYTES:
+        raise MessageError(f"{num_bytes} bytes of {kind} are not in the 0 to {MAX_BULK_BYTES} allowed")

@@ -7,17 +7,17 @@ import time
 from collections.abc import Callable, Collection
 
 import zmq
-import zmq.asyncio
 
 from nodes.errors import MessageError
 from nodes.messages import CONTROLLER
 from nodes.transport.wire import MAX_PART_BYTES, Delivery, Plane, check_frames
+from radio.loop_socket import LoopSocket
 
 HIGH_WATER_MARK = 10_000
 LINGER_MS = 500
 
 
-def _configure(socket: zmq.asyncio.Socket) -> None:
+def _configure(socket: zmq.Socket[bytes]) -> None:
     socket.setsockopt(zmq.LINGER, LINGER_MS)
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_PART_BYTES)
     socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
@@ -41,7 +41,7 @@ class ZmqHub:
 
     def __init__(
         self,
-        context: zmq.asyncio.Context,
+        context: zmq.Context[zmq.Socket[bytes]],
         bind: str,
         names: Collection[str],
         on_refused: Callable[[str, str], None] = lambda peer, reason: None,
@@ -51,42 +51,37 @@ class ZmqHub:
         self._inbox: asyncio.Queue[Delivery] = asyncio.Queue()
         self.last_seen_s: dict[str, float] = {}
         self.refused: dict[str, int] = {}
-        self._socket = context.socket(zmq.ROUTER)
-        _configure(self._socket)
-        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        self._socket.bind(bind)
-        self.endpoint: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._router = asyncio.create_task(self._route(), name="control hub")
+        socket = context.socket(zmq.ROUTER)
+        _configure(socket)
+        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        socket.bind(bind)
+        self.endpoint: str = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._socket = LoopSocket(socket, self._route)
 
     async def send(self, target: str, plane: Plane, frames: tuple[bytes, ...]) -> None:
         check_frames(plane, frames)
-        await self._socket.send_multipart([target.encode(), self.name.encode(), plane.value, *frames])
+        self._socket.send([target.encode(), self.name.encode(), plane.value, *frames])
 
     async def receive(self) -> Delivery:
         return await self._inbox.get()
 
     async def close(self) -> None:
-        if not self._socket.closed:
-            self._router.cancel()
-            await asyncio.gather(self._router, return_exceptions=True)
-            self._socket.close()
+        self._socket.close()
 
     def forget(self, name: str) -> None:
         """A node was detached: nothing of it is forwarded any more."""
         self._names.discard(name)
         self.last_seen_s.pop(name, None)
 
-    async def _route(self) -> None:
-        while True:
-            parts = await self._socket.recv_multipart()
-            peer = parts[0].decode(errors="replace")
-            try:
-                await self._forward(peer, parts)
-            except (MessageError, ValueError) as exc:
-                self.refused[peer] = self.refused.get(peer, 0) + 1
-                self._on_refused(peer, str(exc))
+    def _route(self, parts: list[bytes]) -> None:
+        peer = parts[0].decode(errors="replace")
+        try:
+            self._forward(peer, parts)
+        except (MessageError, ValueError) as exc:
+            self.refused[peer] = self.refused.get(peer, 0) + 1
+            self._on_refused(peer, str(exc))
 
-    async def _forward(self, peer: str, parts: list[bytes]) -> None:
+    def _forward(self, peer: str, parts: list[bytes]) -> None:
         if peer not in self._names:
             raise MessageError(f"{peer!r} has no part in this run")
         if len(parts) < 4:
@@ -97,7 +92,7 @@ class ZmqHub:
         if target == self.name:
             self._inbox.put_nowait(Delivery(peer, plane, frames))
         elif target in self._names:
-            await self._socket.send_multipart([parts[1], parts[0], plane.value, *frames])
+            self._socket.send([parts[1], parts[0], plane.value, *frames])
         else:
             raise MessageError(f"{peer} wants to reach {target!r}, which has no part in this run")
 
@@ -105,30 +100,32 @@ class ZmqHub:
 class ZmqWire:
     """A node's end; ``connect`` returns at once, ZeroMQ keeps trying."""
 
-    def __init__(self, context: zmq.asyncio.Context, endpoint: str, name: str) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, name: str) -> None:
         self.name = name
         self.refused = 0
-        self._socket = context.socket(zmq.DEALER)
-        _configure(self._socket)
-        self._socket.setsockopt(zmq.IDENTITY, name.encode())
-        self._socket.connect(endpoint)
+        socket = context.socket(zmq.DEALER)
+        _configure(socket)
+        socket.setsockopt(zmq.IDENTITY, name.encode())
+        socket.connect(endpoint)
+        self._inbox: asyncio.Queue[Delivery] = asyncio.Queue()
+        self._socket = LoopSocket(socket, self._take)
 
     async def send(self, target: str, plane: Plane, frames: tuple[bytes, ...]) -> None:
         check_frames(plane, frames)
-        await self._socket.send_multipart([target.encode(), plane.value, *frames])
+        self._socket.send([target.encode(), plane.value, *frames])
 
     async def receive(self) -> Delivery:
-        while True:
-            parts = await self._socket.recv_multipart()
-            try:
-                if len(parts) < 3:
-                    raise MessageError("an incomplete message")
-                plane, frames = Plane(parts[1]), tuple(parts[2:])
-                check_frames(plane, frames)
-                return Delivery(parts[0].decode(), plane, frames)
-            except (MessageError, ValueError):
-                self.refused += 1
+        return await self._inbox.get()
+
+    def _take(self, parts: list[bytes]) -> None:
+        try:
+            if len(parts) < 3:
+                raise MessageError("an incomplete message")
+            plane, frames = Plane(parts[1]), tuple(parts[2:])
+            check_frames(plane, frames)
+            self._inbox.put_nowait(Delivery(parts[0].decode(), plane, frames))
+        except (MessageError, ValueError):
+            self.refused += 1
 
     async def close(self) -> None:
-        if not self._socket.closed:
-            self._socket.close()
+        self._socket.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from radio.randomness import generator
 from radio.units import db_to_linear
@@ -108,12 +108,17 @@ class LinkChannel:
         return max(1, round(3.0 * fading.delay_spread_s * sample_rate_hz / (fading.num_taps - 1)))
 
     @property
+    def min_delay_samples(self) -> int:
+        return int(self.delays[0])
+
+    @property
     def max_delay_samples(self) -> int:
         return int(self.delays[-1])
 
-    def taps_at(self, time_s: float) -> NDArray[np.complex64]:
-        """Complex amplitude gain of each tap at a time [s], ``[num_taps]``."""
-        phases = 2 * np.pi * np.mod(self._doppler_hz * time_s, 1.0) + self._phases
-        taps = self._scattered * np.exp(1j * phases).sum(axis=1)
-        taps[0] += self._constant * np.exp(1j * self._constant_phase)
+    def taps_at(self, time_s: ArrayLike) -> NDArray[np.complex64]:
+        """Complex amplitude gain of each tap at some times [s], ``[..., num_taps]``."""
+        time = np.asarray(time_s, np.float64)[..., None, None]
+        phases = 2 * np.pi * np.mod(self._doppler_hz * time, 1.0) + self._phases
+        taps = self._scattered * np.exp(1j * phases).sum(axis=-1)
+        taps[..., 0] += self._constant * np.exp(1j * self._constant_phase)
         return np.asarray(taps, dtype=np.complex64)

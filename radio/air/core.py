@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radio.air.channel import LinkChannel, LinkParameters
-from radio.air.kernels import add_link, convert
+from radio.air.kernels import add_link, receive_convert, transmit_convert
+from radio.air.noise import fill_noise, noise_key
 from radio.errors import GapError, LateBurstError, RadioConfigurationError
 from radio.events import Observer, RadioEvent, RadioEventKind, ignore
-from radio.randomness import CounterStream
 from radio.units import db_to_linear, thermal_noise_w_per_hz
 
 RETAINED_SAMPLES = 1 << 23  # per port: 64 MiB of bursts that some receiver has not passed yet
@@ -85,17 +85,21 @@ class Window:
 @dataclass
 class _Burst:
     first_sample: int
-    samples: NDArray[np.complex64]
+    samples: NDArray[np.float32]  # [2, num_samples], real and imaginary parts after the converter
+
+    @property
+    def num_samples(self) -> int:
+        return int(self.samples.shape[1])
 
     @property
     def end(self) -> int:
-        return self.first_sample + len(self.samples)
+        return self.first_sample + self.num_samples
 
 
 @dataclass
 class _Port:
     parameters: PortParameters
-    noise: CounterStream
+    noise_key: NDArray[np.uint32]
     rx_gain_db: float = 0.0
     attached: bool = True
     spoken_until: int = 0
@@ -121,7 +125,7 @@ class AirCore:
         self.parameters = parameters
         self._observe = observer
         self._ports = {
-            port.name: _Port(port, CounterStream(parameters.seed, "noise", port.name))
+            port.name: _Port(port, noise_key(parameters.seed, "noise", port.name))
             for port in parameters.ports
         }
         self._heard_by: dict[str, list[LinkChannel]] = {name: [] for name in self._ports}
@@ -168,8 +172,10 @@ class AirCore:
         port = self._port(name)
         self._check_order(port, first_sample, "burst")
         if not port.parameters.muted and len(samples):
-            converted = np.array(samples, dtype=np.complex64)
-            clipped = convert(converted, 1.0, port.parameters.converter_bits)
+            # Kernels know contiguous writable arrays only; a burst out of a message is neither.
+            source = np.require(samples, np.complex64, ("C", "W"))
+            converted = np.empty((2, len(source)), np.float32)
+            clipped = transmit_convert(source, port.parameters.converter_bits, converted)
             if clipped:
                 self._observe(RadioEvent(RadioEventKind.CLIPPED, name, first_sample, clipped, "transmitter"))
             port.bursts.append(_Burst(first_sample, converted))
@@ -238,10 +244,10 @@ class AirCore:
             ),
             default=0,
         )
-        kept = sum(len(burst.samples) for burst in port.bursts)
+        kept = sum(burst.num_samples for burst in port.bursts)
         while len(port.bursts) > 1 and (port.bursts[0].end <= passed or kept > RETAINED_SAMPLES):
             burst = port.bursts.popleft()
-            kept -= len(burst.samples)
+            kept -= burst.num_samples
             if burst.end > passed:
                 port.dropped_until = burst.end
 
@@ -279,47 +285,57 @@ class AirCore:
 
     def _compute(self, port: _Port, request: WindowRequest) -> Window:
         """Superpose what the receiver hears, in sqrt(W) at its port, then convert."""
-        parameters = self.parameters
-        update = parameters.tap_update_samples
         first, end = request.first_sample, request.first_sample + request.num_samples
-        samples = np.empty(request.num_samples, np.complex64)
-        noise_w = thermal_noise_w_per_hz(port.parameters.noise_figure_db) * parameters.sample_rate_hz
-        for block in range(first // update, -(-end // update)):
-            start, stop = max(first, block * update), min(end, (block + 1) * update)
-            window = samples[start - first : stop - first]
-            # The whole block's noise is drawn, so that how a receiver cuts its windows changes nothing.
-            draws = port.noise.at(block).standard_normal(2 * update, dtype=np.float32)
-            draws = draws[2 * (start - block * update) : 2 * (stop - block * update)]
-            window[:] = draws.view(np.complex64)
-            window *= np.float32(np.sqrt(noise_w / 2))
-            for link in self._heard_by[port.parameters.name]:
-                source = self._ports[link.parameters.transmitter]
-                amplitude = _amplitude_sqrt_w(source.parameters.tx_full_scale_dbm)
-                taps: NDArray[np.complex64] | None = None
-                for burst in source.bursts:
-                    if burst.first_sample < stop and burst.end + link.max_delay_samples > start:
-                        if taps is None:
-                            time_s = block * update / parameters.sample_rate_hz
-                            taps = link.taps_at(time_s) * np.float32(amplitude)
-                        add_link(
-                            window,
-                            start,
-                            burst.samples,
-                            burst.first_sample,
-                            link.delays,
-                            taps,
-                            link.cycles_per_sample,
-                        )
+        sample_rate_hz = self.parameters.sample_rate_hz
+        noise_w = thermal_noise_w_per_hz(port.parameters.noise_figure_db) * sample_rate_hz
+        window = np.empty((2, request.num_samples), np.float32)
+        fill_noise(window, first, port.noise_key, np.float32(np.sqrt(noise_w / 2)))
+        for link in self._heard_by[port.parameters.name]:
+            self._add_source(window, first, end, link)
         gain = float(np.sqrt(db_to_linear(port.rx_gain_db))) / _amplitude_sqrt_w(
             port.parameters.rx_full_scale_dbm
         )
-        clipped = convert(samples, gain, port.parameters.converter_bits)
+        samples = np.empty(request.num_samples, np.complex64)
+        clipped = receive_convert(window, gain, port.parameters.converter_bits, samples)
         if clipped:
             self._observe(
                 RadioEvent(RadioEventKind.CLIPPED, port.parameters.name, first, clipped, "receiver")
             )
         port.heard_until = max(port.heard_until, end)
         return Window(request.receiver, request.request_id, first, samples, clipped)
+
+    def _add_source(self, window: NDArray[np.float32], first: int, end: int, link: LinkChannel) -> None:
+        """Add what one link carries into samples first..end of a window."""
+        source = self._ports[link.parameters.transmitter]
+        heard = [
+            burst
+            for burst in source.bursts
+            if burst.first_sample + link.min_delay_samples < end and burst.end + link.max_delay_samples > first
+        ]
+        if not heard:
+            return
+        update = self.parameters.tap_update_samples
+        blocks = np.arange(first // update, -(-end // update))
+        amplitude = np.float32(_amplitude_sqrt_w(source.parameters.tx_full_scale_dbm))
+        taps = link.taps_at(blocks * (update / self.parameters.sample_rate_hz)) * amplitude
+        for row, block in enumerate(blocks.tolist()):
+            start, stop = max(first, block * update), min(end, (block + 1) * update)
+            for burst in heard:
+                if burst.first_sample + link.min_delay_samples < stop and (
+                    burst.end + link.max_delay_samples > start
+                ):
+                    add_link(
+                        window,
+                        first,
+                        start,
+                        stop,
+                        block * update,
+                        burst.samples,
+                        burst.first_sample,
+                        link.delays,
+                        taps[row],
+                        link.cycles_per_sample,
+                    )
 
 
 def _amplitude_sqrt_w(level_dbm: float) -> float:

@@ -17,15 +17,15 @@ import time
 import msgspec
 import numpy as np
 import zmq
-import zmq.asyncio
 from numpy.typing import NDArray
 
 from radio import plane
 from radio.air.core import AirCore, AirParameters, Window
 from radio.drivers.emulated import apply_word
-from radio.errors import PlaneError, RadioError
+from radio.errors import LateBurstError, PlaneError, RadioError
 from radio.events import RadioEvent
 from radio.ledger import CpuLedger
+from radio.loop_socket import LoopSocket
 
 RING_FRAMES = 6  # windows or bursts of the usual length that fit into a ring
 
@@ -72,33 +72,37 @@ class _Port:
 class AirServer:
     """Serves an :class:`AirCore` to ports in other processes."""
 
-    def __init__(self, setup: AirSetup, socket: zmq.asyncio.Socket) -> None:
+    def __init__(self, setup: AirSetup, socket: zmq.Socket[bytes]) -> None:
         self._setup = setup
-        self._socket = socket
         self._ports: dict[str, _Port] = {}
         self._notes: list[RadioEvent] = []
         self._ledger = CpuLedger()
         self._core = AirCore(setup.parameters, self._notes.append)
         self._ring_samples = RING_FRAMES * setup.frame_samples
+        self._socket = LoopSocket(socket, self._take)
 
-    async def serve(self) -> None:
-        """Handle words until cancelled."""
-        while True:
-            frames = await self._socket.recv_multipart()
-            identity = frames[0]
-            name = identity.decode(errors="replace")
-            try:
-                word = plane.decode_word(frames[1]) if len(frames) > 1 else None
-                if word is None:
-                    raise PlaneError("an empty message")
-                await self._handle(identity, name, word, frames)
-            except RadioError as exc:
-                await self._send(identity, plane.Refused(str(exc), fatal=True))
-            await self._flush_notes()
+    def close(self) -> None:
+        """Give socket and shared memory back."""
+        for port in self._ports.values():
+            port.close()
+        self._socket.close()
 
-    async def _handle(self, identity: bytes, name: str, word: plane.AnyWord, frames: list[bytes]) -> None:
+    def _take(self, frames: list[bytes]) -> None:
+        """Handle one message; whoever breaks the rules is told so, and the others go on."""
+        identity = frames[0]
+        name = identity.decode(errors="replace")
+        try:
+            if len(frames) < 2:
+                raise PlaneError("an empty message")
+            self._handle(identity, name, plane.decode_word(frames[1]), frames)
+        except RadioError as exc:
+            late = isinstance(exc, LateBurstError)
+            self._send(identity, plane.Refused(str(exc), fatal=True, late=late))
+        self._flush_notes()
+
+    def _handle(self, identity: bytes, name: str, word: plane.AnyWord, frames: list[bytes]) -> None:
         if isinstance(word, plane.Attach):
-            await self._attach(identity, word)
+            self._attach(identity, word)
             return
         if isinstance(word, plane.Usage):
             usage = plane.Usage(
@@ -106,12 +110,12 @@ class AirServer:
                 time.process_time(),
                 resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             )
-            await self._send(identity, usage)
+            self._send(identity, usage)
             return
         if isinstance(word, plane.Detach):
             if identity not in (plane.CONTROLLER_IDENTITY, word.port.encode()):
                 raise PlaneError(f"{name!r} may not detach {word.port!r}")
-            await self._detach(word.port)
+            self._detach(word.port)
             return
         port = self._ports.get(name)
         if port is None:
@@ -127,9 +131,9 @@ class AirServer:
         with self._ledger.account("air"):
             windows = apply_word(self._core, name, word, samples)
         for window in windows:
-            await self._deliver(window)
+            self._deliver(window)
 
-    async def _attach(self, identity: bytes, word: plane.Attach) -> None:
+    def _attach(self, identity: bytes, word: plane.Attach) -> None:
         if word.format != plane.PLANE_FORMAT:
             raise PlaneError(f"this air speaks {plane.PLANE_FORMAT}, {word.port} speaks {word.format}")
         self._core.attach(word.port)
@@ -140,12 +144,12 @@ class AirServer:
         port = _Port(identity, self._ring_samples, word.port, shared)
         self._ports[word.port] = port
         tx_fd, rx_fd = port.fds if port.fds else (-1, -1)
-        await self._send(
+        self._send(
             identity,
             plane.Attached(word.port, os.getpid(), tx_fd, rx_fd, self._ring_samples, port.nonce),
         )
 
-    async def _deliver(self, window: Window) -> None:
+    def _deliver(self, window: Window) -> None:
         port = self._ports.get(window.receiver)
         if port is None:
             return
@@ -156,33 +160,33 @@ class AirServer:
         frames = [port.identity, plane.encode_word(word)]
         if offset == plane.INLINE:
             frames.append(window.samples.tobytes())
-        await self._socket.send_multipart(frames)
+        self._socket.send(frames)
 
-    async def _send(self, identity: bytes, word: plane.Word) -> None:
-        await self._socket.send_multipart([identity, plane.encode_word(word)])
+    def _send(self, identity: bytes, word: plane.Word) -> None:
+        self._socket.send([identity, plane.encode_word(word)])
 
-    async def _flush_notes(self) -> None:
+    def _flush_notes(self) -> None:
         notes, self._notes[:] = list(self._notes), []
         for event in notes:
             port = self._ports.get(event.port)
             if port is not None:
                 word = plane.Event(event.kind.value, event.sample_index, event.count, event.detail)
-                await self._send(port.identity, word)
+                self._send(port.identity, word)
 
-    async def _detach(self, name: str) -> None:
+    def _detach(self, name: str) -> None:
         port = self._ports.pop(name, None)
         if port is None:
             return
         port.close()
         for window in self._core.detach(name):
-            await self._deliver(window)
+            self._deliver(window)
 
 
 async def _main(lifeline: asyncio.StreamReader, setup: AirSetup) -> None:
     from radio.warmup import warm_up
 
     warm_up()
-    context = zmq.asyncio.Context()
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a radio that comes back takes over its name
@@ -191,16 +195,10 @@ async def _main(lifeline: asyncio.StreamReader, setup: AirSetup) -> None:
     ready = AirReady(socket.getsockopt_string(zmq.LAST_ENDPOINT), os.getpid())
     sys.stdout.buffer.write(msgspec.json.encode(ready) + b"\n")
     sys.stdout.buffer.flush()
-    server = asyncio.create_task(AirServer(setup, socket).serve(), name="air")
-    end_of_parent = asyncio.create_task(lifeline.read(), name="lifeline")
-    done, _ = await asyncio.wait({server, end_of_parent}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (server, end_of_parent):
-        task.cancel()
-    await asyncio.gather(server, end_of_parent, return_exceptions=True)
-    socket.close()
+    server = AirServer(setup, socket)
+    await lifeline.read()
+    server.close()
     context.term()
-    if server in done and not server.cancelled():
-        server.result()  # a bug of ours: let it end the process with its traceback
 
 
 async def _run() -> None:

@@ -9,7 +9,6 @@ from typing import Protocol
 
 import numpy as np
 import zmq
-import zmq.asyncio
 from numpy.typing import NDArray
 
 from radio import plane
@@ -24,6 +23,7 @@ from radio.errors import (
     RadioTimeoutError,
 )
 from radio.events import Observer, RadioEvent, RadioEventKind, ignore
+from radio.loop_socket import LoopSocket
 
 RX_GAIN_RANGE_DB = (-3.0, 150.0)
 
@@ -222,7 +222,7 @@ class ZmqConnection:
 
     def __init__(
         self,
-        context: zmq.asyncio.Context,
+        context: zmq.Context[zmq.Socket[bytes]],
         endpoint: str,
         port: str,
         observer: Observer = ignore,
@@ -235,12 +235,11 @@ class ZmqConnection:
         self._observe = observer
         self._use_shared_memory = use_shared_memory
         self._attach_timeout_s = attach_timeout_s
-        self._socket: zmq.asyncio.Socket | None = None
+        self._socket: LoopSocket | None = None
         self._tx: plane.SampleRing | None = None
         self._rx: plane.SampleRing | None = None
         self._waiting: dict[int, asyncio.Future[Window]] = {}
         self._attached: asyncio.Future[plane.Attached] | None = None
-        self._reader: asyncio.Task[None] | None = None
         self._failure: RadioError | None = None
 
     @property
@@ -254,11 +253,10 @@ class ZmqConnection:
         socket.setsockopt(zmq.IDENTITY, self._port.encode())
         socket.setsockopt(zmq.MAXMSGSIZE, plane.MAX_MESSAGE_BYTES)
         socket.connect(self._endpoint)
-        self._socket = socket
+        self._socket = LoopSocket(socket, self._take)
         self._attached = asyncio.get_running_loop().create_future()
-        self._reader = asyncio.create_task(self._read(socket), name=f"air words to {self._port}")
         host = plane.boot_id() if self._use_shared_memory is not False else ""
-        await socket.send_multipart([plane.encode_word(plane.Attach(self._port, host))])
+        self._socket.send([plane.encode_word(plane.Attach(self._port, host))])
         try:
             offer = await asyncio.wait_for(self._attached, self._attach_timeout_s)
         except (TimeoutError, asyncio.TimeoutError):
@@ -282,7 +280,7 @@ class ZmqConnection:
             raise PlaneError("the air offered no shared memory; set radio.plane to auto or network")
         if self._tx is None:
             # Tell the air not to put windows into a ring that nobody reads.
-            await socket.send_multipart([plane.encode_word(plane.Attach(self._port, ""))])
+            self._socket.send([plane.encode_word(plane.Attach(self._port, ""))])
 
     async def say(self, word: plane.Word, samples: NDArray[np.complex64] | None = None) -> None:
         socket = self._check()
@@ -291,34 +289,30 @@ class ZmqConnection:
             word = plane.Burst(word.first_sample, word.num_samples, offset)
             if offset == plane.INLINE:
                 frames = [plane.encode_word(word), np.ascontiguousarray(samples, np.complex64).tobytes()]
-                await socket.send_multipart(frames)
+                socket.send(frames)
                 return
-        await socket.send_multipart([plane.encode_word(word)])
+        socket.send([plane.encode_word(word)])
 
     async def window(self, request: plane.Request) -> Window:
         socket = self._check()
         future: asyncio.Future[Window] = asyncio.get_running_loop().create_future()
         self._waiting[request.request_id] = future
         try:
-            await socket.send_multipart([plane.encode_word(request)])
+            socket.send([plane.encode_word(request)])
             return await future
         finally:
             self._waiting.pop(request.request_id, None)
 
     async def detach(self) -> None:
         if self._socket is not None and self._failure is None:
-            await self._socket.send_multipart([plane.encode_word(plane.Detach(self._port))])
-        if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
-            self._reader = None
+            self._socket.send([plane.encode_word(plane.Detach(self._port))])
         if self._socket is not None:
             self._socket.close()
             self._socket = None
         self._tx = self._rx = None
         self._fail(RadioLostError("the radio was stopped"))
 
-    def _check(self) -> zmq.asyncio.Socket:
+    def _check(self) -> LoopSocket:
         if self._failure is not None:
             raise self._failure
         if self._socket is None:
@@ -331,34 +325,39 @@ class ZmqConnection:
                 future.set_exception(failure)
         self._waiting.clear()
 
-    async def _read(self, socket: zmq.asyncio.Socket) -> None:
-        while True:
-            frames = await socket.recv_multipart()
-            word = plane.decode_word(frames[0])
-            if isinstance(word, plane.Samples):
-                if word.ring_offset == plane.INLINE:
-                    samples = plane.samples_from_bytes(frames[1], word.num_samples).copy()
-                elif self._rx is not None:
-                    samples = self._rx.read(word.ring_offset, word.num_samples)
-                else:
-                    raise PlaneError("samples in shared memory that this radio has not opened")
-                future = self._waiting.get(word.request_id)
-                if future is not None and not future.done():
-                    future.set_result(
-                        Window(self._port, word.request_id, word.first_sample, samples, word.clipped_samples)
-                    )
-            elif isinstance(word, plane.Event):
-                self._observe(
-                    RadioEvent(
-                        RadioEventKind(word.kind), self._port, word.sample_index, word.count, word.detail
-                    )
+    def _take(self, frames: list[bytes]) -> None:
+        """Handle one message of the air; a broken one fails the radio, never the loop."""
+        try:
+            self._handle(plane.decode_word(frames[0]), frames)
+        except PlaneError as exc:
+            self._give_up(exc)
+
+    def _handle(self, word: plane.AnyWord, frames: list[bytes]) -> None:
+        if isinstance(word, plane.Samples):
+            if word.ring_offset == plane.INLINE:
+                inline = frames[1] if len(frames) > 1 else b""
+                samples = plane.samples_from_bytes(inline, word.num_samples).copy()
+            elif self._rx is not None:
+                samples = self._rx.read(word.ring_offset, word.num_samples)
+            else:
+                raise PlaneError("samples in shared memory that this radio has not opened")
+            future = self._waiting.get(word.request_id)
+            if future is not None and not future.done():
+                future.set_result(
+                    Window(self._port, word.request_id, word.first_sample, samples, word.clipped_samples)
                 )
-            elif isinstance(word, plane.Attached):
-                if self._attached is not None and not self._attached.done():
-                    self._attached.set_result(word)
-            elif isinstance(word, plane.Refused) and word.fatal:
-                kind = LateBurstError if "late" in word.reason else RadioError
-                self._failure = kind(word.reason)
-                if self._attached is not None and not self._attached.done():
-                    self._attached.set_exception(RadioConfigurationError(word.reason))
-                self._fail(self._failure)
+        elif isinstance(word, plane.Event):
+            kind = RadioEventKind(word.kind)
+            self._observe(RadioEvent(kind, self._port, word.sample_index, word.count, word.detail))
+        elif isinstance(word, plane.Attached):
+            if self._attached is not None and not self._attached.done():
+                self._attached.set_result(word)
+        elif isinstance(word, plane.Refused) and word.fatal:
+            kind_of_error = LateBurstError if word.late else RadioError
+            self._give_up(kind_of_error(word.reason))
+
+    def _give_up(self, failure: RadioError) -> None:
+        self._failure = failure
+        if self._attached is not None and not self._attached.done():
+            self._attached.set_exception(RadioConfigurationError(str(failure)))
+        self._fail(failure)

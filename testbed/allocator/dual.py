@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from testbed.allocator.jit import kernel
-from testbed.allocator.problem import FloatArray
+from testbed.allocator.problem import FloatArray, IntArray
 
 # Terms below exp(-CUTOFF) of the largest are left out of the smoothed derivatives.
 CUTOFF = 30.0
@@ -443,10 +443,18 @@ def maximise_dual(
 
 
 @kernel
-def reduced_costs(prices: FloatArray, data: CutData, slopes: FloatArray) -> FloatArray:
-    """Return what giving subchannel k to client i loses at these prices ``[C, M]``; best owner: 0."""
+def reduced_costs(
+    prices: FloatArray, temperature: float, data: CutData, slopes: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return (reduced costs ``[C, M]``, shares ``[C, M]``, values ``[M]``) at these prices.
+
+    Giving subchannel k to client i loses its reduced cost against the best owner.  The shares are
+    those of the smoothed dual: how the subchannel would be divided if it could.
+    """
     num_clients, num_subchannels = data.quality.shape
     loss = np.empty((num_clients, num_subchannels))
+    share = np.empty((num_clients, num_subchannels))
+    values = np.empty(num_subchannels)
     shared = prices[3 * num_clients]
     for k in range(num_subchannels):
         largest = -math.inf
@@ -465,6 +473,47 @@ def reduced_costs(prices: FloatArray, data: CutData, slopes: FloatArray) -> Floa
                 )
             loss[i, k] = value
             largest = max(largest, value)
+        values[k] = largest
+        mass = 0.0
         for i in range(num_clients):
             loss[i, k] = largest - loss[i, k]
-    return loss
+            share[i, k] = math.exp(-min(700.0, loss[i, k] / temperature))
+            quality = data.quality[i, k]
+            if len(slopes) > 0 and quality > 0.0 and loss[i, k] < CUTOFF * temperature:
+                # As many levels as are about as good.
+                cost = prices[2 * num_clients + i] + shared
+                base = prices[num_clients + i] * data.down_rate[i, k]
+                share[i, k] = 0.0
+                for level in range(len(data.level_rate)):
+                    value = base + data.width[k] * (
+                        prices[i] * data.level_rate[level] - cost * data.level_snr[level] / quality
+                    )
+                    share[i, k] += math.exp(max(-700.0, (value - largest) / temperature))
+            mass += share[i, k]
+        for i in range(num_clients):
+            share[i, k] /= mass
+    return loss, share, values
+
+
+@kernel
+def round_shares(share: FloatArray, values: FloatArray) -> IntArray:
+    """Return owners ``[M]`` whose value per client comes close to its shares'.
+
+    Subchannels in order of how clear the owner is; each goes to the client that so far has been
+    given the least against its shares, among those with a share in it.
+    """
+    num_clients, num_subchannels = share.shape
+    owner = np.empty(num_subchannels, np.int64)
+    credit = np.zeros(num_clients)
+    clarity = np.empty(num_subchannels)
+    for k in range(num_subchannels):
+        clarity[k] = -share[:, k].max()
+    for k in np.argsort(clarity, kind="mergesort"):
+        best = -1
+        for i in range(num_clients):
+            credit[i] += share[i, k] * values[k]
+            if share[i, k] > 0.02 and (best < 0 or credit[i] > credit[best]):
+                best = i
+        owner[k] = best
+        credit[best] -= values[k]
+    return owner

@@ -2,14 +2,16 @@
 
 Around deadlines (tau1, tau2) an assignment is judged by
 
-    merit = (sum_i P_i) / slope + sum_i [P_i - limit_i]+ C / slope + sum_i [t_i - tau2]+
+    merit = sum_i ([u_i - tau1]+ + [t_i - tau2]+) + f(sum_i P_i)
 
-where P_i is the least power that meets tau1, slope = -d(sum P)/d tau1 turns power into seconds, and
-t_i is when client i's unicast and backward pass end.  To first order, tau1 + tau2 + merit - limit /
-slope is an upper estimate of the latency; what is accepted in the end is judged by the exact latency.
+P_i is the least power that meets tau1, at most client i's own limit; u_i, when its uplink ends under
+that limit; t_i, when its unicast and backward pass end.  f charges power at the price of the dual, and
+what exceeds the total limit at what it costs to wait for it.  To first order, tau1 + tau2 + merit is
+an upper estimate of the latency; what is accepted in the end is judged by the exact latency.
 
-Only owners whose reduced cost does not exceed the gap between incumbent and bound are considered: a
-better plan cannot contain any other.  Units are those of :class:`testbed.allocator.dual.CutData`.
+Only owners with a small reduced cost are considered.  One that exceeds the gap between incumbent and
+bound can be ruled out: no better plan contains it.  Units are those of
+:class:`testbed.allocator.dual.CutData`.
 """
 
 from __future__ import annotations
@@ -25,8 +27,7 @@ from testbed.allocator.power import mcs_power, owned_subchannels, shannon_deadli
 from testbed.allocator.problem import FloatArray, IntArray
 
 HOPELESS = 1e9  # stands for an infinite power or time, so that differences stay defined
-OPTIONS_PER_SUBCHANNEL = 4
-STEEP = 10.0  # price of a rate beyond the top MCS, in terms of the dearest step
+OPTIONS_PER_SUBCHANNEL = 6
 LEAST_GAIN = 1e-9  # improvements below this share of a typical latency are not pursued
 
 
@@ -138,15 +139,7 @@ def _mcs_need(
             if rung[n] < top and levels.slopes[rung[n]] / quality[n] < cheapest:
                 best, cheapest = n, levels.slopes[rung[n]] / quality[n]
         if best < 0:
-            # All at the top and not enough: graded, so that one subchannel more is seen to help.
-            if size == 0:
-                return HOPELESS, price
-            power = 0.0
-            for n in range(size):
-                dearest = levels.slopes[top - 1] / quality[n]
-                power += width[n] * levels.snr[levels.hull[top]] / quality[n]
-                price = max(price, dearest)
-            return power + STEEP * price * (rate - carried), price
+            return HOPELESS, price
         low = levels.hull[rung[best]]
         rung[best] += 1
         carried += width[best] * (levels.rate[levels.hull[rung[best]]] - levels.rate[low])
@@ -199,7 +192,85 @@ def _mcs_need(
 
 
 @kernel
-def _need(
+def _shannon_reach(
+    client: int, power: float, skip: int, extra: int, own: IntArray, count: int, data: CutData
+) -> float:
+    """Return the most rate for a power on the client's subchannels, without `skip`, with `extra`."""
+    total_width = 0.0
+    inverse = 0.0
+    log_quality = 0.0
+    level = 0.0
+    position = 0
+    pending = extra
+    while True:
+        if position < count and own[position] == skip:
+            position += 1
+            continue
+        if position < count and (
+            pending < 0 or data.quality[client, own[position]] >= data.quality[client, pending]
+        ):
+            k = own[position]
+            position += 1
+        elif pending >= 0:
+            k = pending
+            pending = -1
+        else:
+            break
+        quality = data.quality[client, k]
+        if quality <= 0.0 or (total_width > 0.0 and level * quality <= 1.0):
+            break
+        total_width += data.width[k]
+        inverse += data.width[k] / quality
+        log_quality += data.width[k] * data.log_quality[client, k]
+        level = (power + inverse) / total_width
+    return total_width * math.log(level) + log_quality if total_width > 0.0 else 0.0
+
+
+@kernel
+def _mcs_reach(
+    client: int,
+    power: float,
+    skip: int,
+    extra: int,
+    own: IntArray,
+    count: int,
+    data: CutData,
+    levels: Levels,
+) -> float:
+    """Return the rate that a power reaches along the hull, its last step in part."""
+    size = 0
+    quality = np.empty(count + 1)
+    width = np.empty(count + 1)
+    rung = np.zeros(count + 1, np.int64)
+    top = len(levels.hull) - 1
+    for position in range(count + 1):
+        k = own[position] if position < count else extra
+        if k < 0 or k == skip or data.quality[client, k] <= 0.0:
+            continue
+        quality[size] = data.quality[client, k]
+        width[size] = data.width[k]
+        size += 1
+    rate = 0.0
+    spent = 0.0
+    while True:
+        best = -1
+        cheapest = math.inf
+        for n in range(size):
+            if rung[n] < top and levels.slopes[rung[n]] / quality[n] < cheapest:
+                best, cheapest = n, levels.slopes[rung[n]] / quality[n]
+        if best < 0:
+            return rate
+        low, high = levels.hull[rung[best]], levels.hull[rung[best] + 1]
+        more = width[best] * (levels.rate[high] - levels.rate[low])
+        if spent + more * cheapest > power:
+            return rate + (power - spent) / cheapest
+        spent += more * cheapest
+        rate += more
+        rung[best] += 1
+
+
+@kernel
+def _demand(
     client: int,
     skip: int,
     extra: int,
@@ -207,14 +278,30 @@ def _need(
     count: IntArray,
     rate: FloatArray,
     price: FloatArray,
+    tau1: float,
     data: CutData,
     levels: Levels,
-) -> float:
-    if len(levels.slopes) == 0:
-        return _shannon_need(client, rate[client], skip, extra, own[client], count[client], data)
-    return _mcs_need(
-        client, rate[client], skip, extra, own[client], count[client], data, levels, price[client]
-    )[0]
+) -> tuple[float, float]:
+    """Return (power within the client's limit, how much later than tau1 its uplink ends)."""
+    limit = data.max_power[client]
+    if rate[client] <= 0.0:
+        return 0.0, 0.0
+    shannon = len(levels.slopes) == 0
+    if shannon:
+        power = _shannon_need(client, rate[client], skip, extra, own[client], count[client], data)
+    else:
+        power = _mcs_need(
+            client, rate[client], skip, extra, own[client], count[client], data, levels, price[client]
+        )[0]
+    if power <= limit:
+        return power, 0.0
+    if shannon:
+        reach = _shannon_reach(client, limit, skip, extra, own[client], count[client], data)
+    else:
+        reach = _mcs_reach(client, limit, skip, extra, own[client], count[client], data, levels)
+    if reach <= 1e-12:
+        return limit, HOPELESS
+    return limit, max(0.0, data.forward[client] + data.payload[client] / reach - tau1)
 
 
 @kernel
@@ -259,10 +346,9 @@ def _late(client: int, rate: float, tau2: float, data: CutData) -> float:
 
 
 @kernel
-def _cost(client: int, power: float, weight: float, data: CutData) -> float:
-    """Return a client's power in seconds, its own limit enforced by a steeper price."""
-    over = max(0.0, power - data.max_power[client])
-    return weight * (power + len(data.forward) * over)
+def _charge(total: float, price: float, excess_price: float) -> float:
+    """Return f: the total power in seconds."""
+    return price * min(total, 1.0) + excess_price * max(0.0, total - 1.0)
 
 
 @kernel
@@ -292,6 +378,7 @@ def descend(
     owner: IntArray,
     tau1: float,
     tau2: float,
+    power_price: float,
     data: CutData,
     levels: Levels,
     reduced: FloatArray,
@@ -302,11 +389,12 @@ def descend(
 
     Parameters
     ----------
+    power_price
+        nu_0 of the dual.
     reduced
         Reduced costs ``[C, M]``; owners above `threshold` are not considered.
     """
     num_clients, num_subchannels = data.quality.shape
-    shannon = len(levels.slopes) == 0
     own = np.empty((num_clients, num_subchannels), np.int64)
     count = np.zeros(num_clients, np.int64)
     down = np.zeros(num_clients)
@@ -324,28 +412,32 @@ def descend(
                 num_options[k] += 1
 
     rate = np.zeros(num_clients)
-    power = np.zeros(num_clients)
     price = np.zeros(num_clients)
+    power = np.zeros(num_clients)
+    late = np.zeros(num_clients)  # uplink and downlink
     slope = 0.0
     for i in range(num_clients):
         if data.payload[i] > 0.0:
             spare = max(tau1 - data.forward[i], 1e-9)
             rate[i] = data.payload[i] / spare
-            marginal = 0.0
-            if shannon:
-                power[i] = _shannon_need(i, rate[i], -1, -1, own[i], count[i], data)
+            if len(levels.slopes) == 0:
+                least = _shannon_need(i, rate[i], -1, -1, own[i], count[i], data)
                 more = _shannon_need(i, rate[i] * 1.0001, -1, -1, own[i], count[i], data)
-                marginal = (more - power[i]) / (rate[i] * 0.0001)
+                marginal = (more - least) / (rate[i] * 0.0001)
             else:
-                power[i], price[i] = _mcs_need(
+                least, price[i] = _mcs_need(
                     i, rate[i], -1, -1, own[i], count[i], data, levels, 1.0 / data.quality[i].max()
                 )
                 marginal = price[i]
-            if power[i] < HOPELESS:
+            if least <= data.max_power[i]:
                 slope += marginal * rate[i] / spare
-    weight = 1.0 / slope if slope > 0.0 else 1.0
+        power[i], late[i] = _demand(i, -1, -1, own, count, rate, price, tau1, data, levels)
+        late[i] += _late(i, down[i], tau2, data)
+    excess_price = max(power_price, 1.0 / slope if slope > 0.0 else 1.0)
 
-    changed = np.full((num_clients, num_subchannels), math.nan)
+    # Power and lateness of each uplink with one subchannel less (its own) or more (any other).
+    new_power = np.zeros((num_clients, num_subchannels))
+    new_late = np.zeros((num_clients, num_subchannels))
     stale = np.ones(num_clients, np.bool_)
     steps = 0
     cursor = 0
@@ -354,32 +446,40 @@ def descend(
             if stale[i]:
                 for k in range(num_subchannels):
                     if owner[k] == i:
-                        changed[i, k] = _need(i, k, -1, own, count, rate, price, data, levels)
+                        if count[i] > 1:
+                            new_power[i, k], new_late[i, k] = _demand(
+                                i, k, -1, own, count, rate, price, tau1, data, levels
+                            )
+                            new_late[i, k] += _late(i, down[i] - data.down_rate[i, k], tau2, data)
                     elif reduced[i, k] <= threshold:
-                        changed[i, k] = _need(i, -1, k, own, count, rate, price, data, levels)
+                        new_power[i, k], new_late[i, k] = _demand(
+                            i, -1, k, own, count, rate, price, tau1, data, levels
+                        )
+                        new_late[i, k] += _late(i, down[i] + data.down_rate[i, k], tau2, data)
                 stale[i] = False
+        total = power.sum()
+        charge = _charge(total, power_price, excess_price)
         # The best single move.
         gain = LEAST_GAIN
         move_k = -1
         move_to = -1
         for k in range(num_subchannels):
             i = owner[k]
-            lost = 0.0
+            before = charge
+            rest = total
             if i >= 0:
                 if count[i] <= 1:
                     continue
-                rest = down[i] - data.down_rate[i, k]
-                lost = _cost(i, changed[i, k], weight, data) - _cost(i, power[i], weight, data)
-                lost += _late(i, rest, tau2, data) - _late(i, down[i], tau2, data)
+                before += late[i] - new_late[i, k]
+                rest += new_power[i, k] - power[i]
             for n in range(num_options[k]):
                 j = options[k, n]
                 if j == i:
                     continue
-                more = down[j] + data.down_rate[j, k]
-                won = _cost(j, power[j], weight, data) - _cost(j, changed[j, k], weight, data)
-                won += _late(j, down[j], tau2, data) - _late(j, more, tau2, data)
-                if won - lost > gain:
-                    gain, move_k, move_to = won - lost, k, j
+                after = _charge(rest + new_power[j, k] - power[j], power_price, excess_price)
+                won = before + late[j] - new_late[j, k] - after
+                if won > gain:
+                    gain, move_k, move_to = won, k, j
         swap_k = -1
         if move_k < 0:
             # No move helps: the best swap of the first subchannel, from where the last one was found,
@@ -389,32 +489,32 @@ def descend(
                 i = owner[k]
                 if i < 0:
                     continue
-                now_i = _cost(i, power[i], weight, data) + _late(i, down[i], tau2, data)
                 for n in range(num_options[k]):
                     j = options[k, n]
                     if j == i:
                         continue
-                    now_j = _cost(j, power[j], weight, data) + _late(j, down[j], tau2, data)
-                    # Neither can need less than with both subchannels.
-                    limit_j = _cost(j, changed[j, k], weight, data)
                     for position in range(count[j]):
                         other = own[j, position]
                         if reduced[i, other] > threshold:
                             continue
-                        rest = down[i] - data.down_rate[i, k] + data.down_rate[i, other]
-                        more = down[j] + data.down_rate[j, k] - data.down_rate[j, other]
-                        spare = now_i + now_j - _late(i, rest, tau2, data) - _late(j, more, tau2, data)
-                        limit_i = _cost(i, changed[i, other], weight, data)
-                        if spare - limit_i - limit_j <= gain:
+                        won = charge + late[i] + late[j]
+                        won -= _late(i, down[i] - data.down_rate[i, k] + data.down_rate[i, other], tau2, data)
+                        won -= _late(j, down[j] + data.down_rate[j, k] - data.down_rate[j, other], tau2, data)
+                        # Neither can need less than with both subchannels.
+                        rest = total - power[i] - power[j]
+                        least = rest + new_power[i, other] + new_power[j, k]
+                        if won - _charge(least, power_price, excess_price) <= gain:
                             continue
-                        need = _need(i, k, other, own, count, rate, price, data, levels)
-                        spare -= _cost(i, need, weight, data)
-                        if spare - limit_j <= gain:
+                        need, later = _demand(i, k, other, own, count, rate, price, tau1, data, levels)
+                        won -= later
+                        rest += need
+                        least = rest + new_power[j, k]
+                        if won - _charge(least, power_price, excess_price) <= gain:
                             continue
-                        need = _need(j, other, k, own, count, rate, price, data, levels)
-                        spare -= _cost(j, need, weight, data)
-                        if spare > gain:
-                            gain, move_k, move_to, swap_k = spare, k, j, other
+                        need, later = _demand(j, other, k, own, count, rate, price, tau1, data, levels)
+                        won -= later + _charge(rest + need, power_price, excess_price)
+                        if won > gain:
+                            gain, move_k, move_to, swap_k = won, k, j, other
                 if swap_k >= 0:
                     cursor = k
                     break
@@ -436,15 +536,10 @@ def descend(
         for touched in (i, j):
             if touched >= 0:
                 stale[touched] = True
-                if shannon:
-                    power[touched] = _shannon_need(
-                        touched, rate[touched], -1, -1, own[touched], count[touched], data
-                    )
-                else:
-                    power[touched], price[touched] = _mcs_need(
-                        touched, rate[touched], -1, -1, own[touched], count[touched], data, levels,
-                        price[touched],
-                    )  # fmt: skip
+                power[touched], late[touched] = _demand(
+                    touched, -1, -1, own, count, rate, price, tau1, data, levels
+                )
+                late[touched] += _late(touched, down[touched], tau2, data)
         steps += 1
     return steps
 
@@ -457,10 +552,32 @@ def _draw(state: IntArray, limit: int) -> int:
 
 
 @kernel
+def _perturb(owner: IntArray, changes: int, reduced: FloatArray, threshold: float, state: IntArray) -> None:
+    """Give a few subchannels to other plausible owners; everyone keeps one."""
+    num_clients, num_subchannels = reduced.shape
+    count = np.zeros(num_clients, np.int64)
+    for k in range(num_subchannels):
+        if owner[k] >= 0:
+            count[owner[k]] += 1
+    for _ in range(200):
+        k = _draw(state, num_subchannels)
+        j = _draw(state, num_clients)
+        if reduced[j, k] <= threshold and owner[k] != j and (owner[k] < 0 or count[owner[k]] > 1):
+            if owner[k] >= 0:
+                count[owner[k]] -= 1
+            owner[k] = j
+            count[j] += 1
+            changes -= 1
+            if changes == 0:
+                return
+
+
+@kernel
 def _settle(
     owner: IntArray,
     tau1: float,
     tau2: float,
+    power_price: float,
     data: CutData,
     levels: Levels,
     reduced: FloatArray,
@@ -468,15 +585,17 @@ def _settle(
     rounds: int,
 ) -> tuple[float, float]:
     """Descend, re-centre tau1 on the result, and repeat while it pays; return its exact deadlines."""
-    best1, best2 = exact_latency(owner, data, levels)
     trial = owner.copy()
+    best1, best2 = math.inf, math.inf
     for _ in range(rounds):
-        steps = descend(trial, tau1, tau2, data, levels, reduced, threshold, 4 * len(owner))
+        steps = descend(trial, tau1, tau2, power_price, data, levels, reduced, threshold, 4 * len(owner))
         new1, new2 = exact_latency(trial, data, levels)
         if new1 + new2 < best1 + best2 - LEAST_GAIN:
             best1, best2 = new1, new2
             owner[:] = trial
-        elif steps == 0 or new1 + new2 > best1 + best2:
+        else:
+            break
+        if steps == 0:
             break
         tau1 = new1
     return best1, best2
@@ -488,6 +607,7 @@ def search(
     tau1: float,
     tau2: float,
     bound: float,
+    power_price: float,
     data: CutData,
     levels: Levels,
     reduced: FloatArray,
@@ -508,6 +628,8 @@ def search(
         Deadlines of the dual solution.
     bound
         Lower bound on tau1 + tau2.
+    power_price
+        nu_0 of the dual.
     kicks
         How many perturbed starts to try.
     good_enough
@@ -535,34 +657,29 @@ def search(
             aim2 = tau2 + gap * (0.15 + 0.25 * trial_number)
             aim1 = tau1 + gap * 0.4
             limit = min(plausible, gap)
-            new1, new2 = _settle(trial, aim1, aim2, data, levels, reduced, limit, 4)
+            new1, new2 = _settle(trial, aim1, aim2, power_price, data, levels, reduced, limit, 4)
             if new1 + new2 < best1 + best2:
                 best1, best2 = new1, new2
                 best[:] = trial
-    for _ in range(kicks):
+    current = best.copy()
+    current1, current2 = best1, best2
+    for kick in range(kicks):
         gap = best1 + best2 - bound
         if gap <= good_enough * bound:
             break
-        trial = best.copy()
         limit = min(plausible, gap)
-        count = np.zeros(num_clients, np.int64)
-        for k in range(num_subchannels):
-            if trial[k] >= 0:
-                count[trial[k]] += 1
-        changes = 2 + _draw(state, 3)
-        attempts = 0
-        while changes > 0 and attempts < 200:
-            attempts += 1
-            k = _draw(state, num_subchannels)
-            j = _draw(state, num_clients)
-            if reduced[j, k] <= limit and trial[k] != j and (trial[k] < 0 or count[trial[k]] > 1):
-                if trial[k] >= 0:
-                    count[trial[k]] -= 1
-                trial[k] = j
-                count[j] += 1
-                changes -= 1
+        trial = current.copy()
+        if kick % 2 == 1:
+            _perturb(trial, 2 + _draw(state, 3), reduced, limit, state)
+        # Aim between bound and incumbent, the room divided at random: each aim is another landscape.
+        room = 0.01 * (30 + _draw(state, 70))
         share = 0.01 * _draw(state, 100)
-        new1, new2 = _settle(trial, best1, tau2 + gap * share, data, levels, reduced, limit, 2)
+        aim1 = tau1 + room * (1.0 - share) * gap
+        aim2 = tau2 + room * share * gap
+        new1, new2 = _settle(trial, aim1, aim2, power_price, data, levels, reduced, limit, 2)
+        if new1 + new2 < current1 + current2 + 0.1 * gap:
+            current1, current2 = new1, new2
+            current[:] = trial
         if new1 + new2 < best1 + best2:
             best1, best2 = new1, new2
             best[:] = trial

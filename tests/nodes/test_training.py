@@ -24,7 +24,10 @@ MOMENTUM = OptimizerSettings(0.1, 0.9)
 
 
 def _train_centrally(
-    model: nn.ModuleList, rounds: list[list[tuple[np.ndarray, np.ndarray]]], weights: list[float], momentum: float
+    model: nn.ModuleList,
+    rounds: list[list[tuple[np.ndarray, np.ndarray]]],
+    weights: list[float],
+    momentum: float,
 ) -> np.ndarray:
     """Plain autograd on sum_i lambda_i L_i, nothing split."""
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum)
@@ -247,7 +250,8 @@ def test_batch_norm_counts_one_pass_of_real_samples(reading: Reading, phi: float
         assert all(module.training for module in group.server.stages.modules())
         running[name] = buffers
     equal = all(
-        torch.allclose(value, running["epsl"][key], rtol=1e-4, atol=1e-6) for key, value in running["psl"].items()
+        torch.allclose(value, running["epsl"][key], rtol=1e-4, atol=1e-6)
+        for key, value in running["psl"].items()
     )
     # `merged` never sees the real samples of merged slots, so its statistics differ; the others' do not.
     assert equal == (reading is not Reading.MERGED)

@@ -105,7 +105,9 @@ def test_no_mutation_raises_anything_but_a_weights_error() -> None:
         for _ in range(int(rng.integers(1, 4))):
             changed[int(rng.integers(8 + size))] ^= 1 << int(rng.integers(8))
         try:
-            restored = unpack_weights(bytes(changed[: int(rng.integers(len(data) // 2, 2 * len(data)))]), manifest)
+            restored = unpack_weights(
+                bytes(changed[: int(rng.integers(len(data) // 2, 2 * len(data)))]), manifest
+            )
         except WeightsError:
             continue
         assert manifest_of(restored) == manifest

@@ -82,7 +82,8 @@ class Group:
         """All trained parameters of all roles, flattened, clients first."""
         roles = [*self.clients, self.server]
         return [
-            torch.cat([p.detach().reshape(-1) for p in role.stages.parameters()]).numpy().copy() for role in roles
+            torch.cat([p.detach().reshape(-1) for p in role.stages.parameters()]).numpy().copy()
+            for role in roles
         ]
 
 
