@@ -44,6 +44,11 @@ class NodeOptions:
     join_timeout_s: float = 60.0
 
 
+def use_one_thread() -> None:
+    """One torch thread per node, whose CPU time is the length of a compute span."""
+    torch.set_num_threads(1)
+
+
 def run_node(options: NodeOptions) -> None:
     """Serve one run as a node, then return.
 
@@ -51,7 +56,7 @@ def run_node(options: NodeOptions) -> None:
     is what a compute span is measured by.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the controller decides what an interrupt means
-    torch.set_num_threads(1)
+    use_one_thread()
     warm_up()
     asyncio.run(_run(options))
 

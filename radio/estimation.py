@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import scipy.stats
+import scipy.special
 from numpy.typing import NDArray
 
 from radio.numerology import SOUNDING_SYMBOLS, Numerology
@@ -60,6 +60,8 @@ class ChannelEstimate:
     detected
         ``[num_slots, num_subchannels]`` whether pilots were sent there at all: an F-test of the
         energy inside the prefix's span against that outside of it.
+    channel_power
+        ``[num_slots, num_subchannels]`` squared magnitudes of both pilots' channels, summed.
     """
 
     first: NDArray[np.complex64]
@@ -67,6 +69,7 @@ class ChannelEstimate:
     noise_power: NDArray[np.float32]
     snr: NDArray[np.float32]
     detected: NDArray[np.bool_]
+    channel_power: NDArray[np.float32]
 
 
 FALSE_ALARM = 1e-3  # of the test for pilots, per slot and subchannel
@@ -76,7 +79,13 @@ FALSE_ALARM = 1e-3  # of the test for pilots, per slot and subchannel
 def _detection_threshold(rank: int, num_subcarriers: int) -> float:
     """Energy per dimension over noise that empty pilots exceed with :data:`FALSE_ALARM`."""
     # Two pilot symbols, two real dimensions for each complex one.
-    return float(scipy.stats.f.isf(FALSE_ALARM, 4 * rank, 4 * (num_subcarriers - rank)))
+    return float(scipy.special.fdtri(4 * rank, 4 * (num_subcarriers - rank), 1.0 - FALSE_ALARM))
+
+
+def _power(pilots: NDArray[np.complex64]) -> NDArray[np.float32]:
+    """Squared magnitudes, ``[num_slots, 2, num_subchannels, subcarriers]``, summed over pilots and subcarriers."""
+    parts = np.ascontiguousarray(pilots).view(np.float32)
+    return np.asarray(np.einsum("spkn,spkn->sk", parts, parts))
 
 
 def estimate_channel(numerology: Numerology, pilots: NDArray[np.complex64]) -> ChannelEstimate:
@@ -91,8 +100,8 @@ def estimate_channel(numerology: Numerology, pilots: NDArray[np.complex64]) -> C
     projection, rank = prefix_span(numerology.prefix_samples, numerology.fft_size, width)
     # P is Hermitian, so rows times its transpose project each row.
     channel = pilots @ projection.T
-    total = np.sum(np.abs(pilots) ** 2, axis=(1, 3))
-    inside = np.sum(np.abs(channel) ** 2, axis=(1, 3))
+    total = _power(pilots)
+    inside = _power(channel)
     noise = np.maximum(total - inside, 1e-20) / (2 * (width - rank))
     signal = np.maximum(inside - 2 * rank * noise, 0.0) / (2 * width)
     return ChannelEstimate(
@@ -101,6 +110,7 @@ def estimate_channel(numerology: Numerology, pilots: NDArray[np.complex64]) -> C
         noise.astype(np.float32),
         (signal / noise).astype(np.float32),
         inside / (2 * rank) > _detection_threshold(rank, width) * noise,
+        inside,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,25 @@ from radio.errors import RadioConfigurationError
 from radio.units import NS_PER_S
 
 SOUNDING_SYMBOLS = 4  # per transmitter and round
+
+
+class GridShape(NamedTuple):
+    """What kernels must know of a numerology.
+
+    Attributes
+    ----------
+    num_below
+        Subcarriers below DC: subcarrier s is FFT bin ``s - num_below``, modulo the FFT size, or one
+        more from DC on.
+    width
+        Subcarriers of a subchannel.
+    """
+
+    fft_size: int
+    prefix_samples: int
+    symbols_per_slot: int
+    num_below: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -95,6 +115,17 @@ class Numerology:
         below = self.num_subcarriers // 2
         offsets = np.concatenate([np.arange(-below, 0), np.arange(1, self.num_subcarriers - below + 1)])
         return offsets % self.fft_size
+
+    @cached_property
+    def grid_shape(self) -> GridShape:
+        """The counts that kernels need."""
+        return GridShape(
+            self.fft_size,
+            self.prefix_samples,
+            self.symbols_per_slot,
+            self.num_subcarriers // 2,
+            self.subcarriers_per_subchannel,
+        )
 
     @cached_property
     def subcarrier_offsets(self) -> NDArray[np.int64]:

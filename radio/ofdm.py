@@ -14,6 +14,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
+from radio.grid import add_prefixes
 from radio.numerology import Numerology
 
 
@@ -29,14 +30,26 @@ def grid_to_samples(numerology: Numerology, grid: NDArray[np.complex64]) -> NDAr
     -------
     ``[num_symbols * symbol_samples]``, each symbol preceded by its cyclic prefix.
     """
-    num_symbols = grid.shape[0]
-    spectrum = np.zeros((num_symbols, numerology.fft_size), np.complex64)
-    spectrum[:, numerology.fft_bins] = grid
+    spectrum = np.zeros((grid.shape[0], numerology.fft_size), np.complex64)
+    below = numerology.num_subcarriers // 2
+    if below:
+        spectrum[:, -below:] = grid[:, :below]
+    spectrum[:, 1 : numerology.num_subcarriers - below + 1] = grid[:, below:]
+    return spectrum_to_samples(numerology, spectrum)
+
+
+def spectrum_to_samples(numerology: Numerology, spectrum: NDArray[np.complex64]) -> NDArray[np.complex64]:
+    """Samples of consecutive OFDM symbols from all FFT bins, which are overwritten.
+
+    Parameters
+    ----------
+    spectrum
+        ``[num_symbols, fft_size]``, DC first.
+    """
     useful = scipy.fft.ifft(spectrum, axis=1, norm="ortho", overwrite_x=True)
-    samples = np.empty((num_symbols, numerology.symbol_samples), np.complex64)
-    samples[:, numerology.prefix_samples :] = useful
-    samples[:, : numerology.prefix_samples] = useful[:, -numerology.prefix_samples :]
-    return samples.reshape(-1)
+    samples = np.empty(len(useful) * numerology.symbol_samples, np.complex64)
+    add_prefixes(useful, numerology.prefix_samples, samples)
+    return samples
 
 
 def samples_to_grid(numerology: Numerology, samples: NDArray[np.complex64]) -> NDArray[np.complex64]:
@@ -51,9 +64,23 @@ def samples_to_grid(numerology: Numerology, samples: NDArray[np.complex64]) -> N
     -------
     ``[num_symbols, num_subcarriers]``.
     """
-    symbols = samples.reshape(-1, numerology.symbol_samples)[:, numerology.prefix_samples :]
-    spectrum = scipy.fft.fft(symbols, axis=1, norm="ortho")
-    return np.asarray(spectrum[:, numerology.fft_bins], np.complex64)
+    spectrum = useful_to_spectrum(useful_samples(numerology, samples))
+    below = numerology.num_subcarriers // 2
+    grid = np.empty((len(spectrum), numerology.num_subcarriers), np.complex64)
+    if below:
+        grid[:, :below] = spectrum[:, -below:]
+    grid[:, below:] = spectrum[:, 1 : numerology.num_subcarriers - below + 1]
+    return grid
+
+
+def useful_samples(numerology: Numerology, samples: NDArray[np.complex64]) -> NDArray[np.complex64]:
+    """View of the symbols without their prefixes, ``[num_symbols, fft_size]``."""
+    return samples.reshape(-1, numerology.symbol_samples)[:, numerology.prefix_samples :]
+
+
+def useful_to_spectrum(useful: NDArray[np.complex64]) -> NDArray[np.complex64]:
+    """All FFT bins of symbols without their prefixes, ``[..., fft_size]``, DC first."""
+    return np.asarray(scipy.fft.fft(useful, axis=-1, norm="ortho"))
 
 
 @lru_cache(maxsize=64)

@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radio.coding.transport_block import TransportBlockCode, decode, encode, transport_block_code
-from radio.estimation import estimate_channel
+from radio.estimation import ChannelEstimate, estimate_channel
+from radio.grid import equalise_blocks, map_blocks, map_pilots, take_pilots
+from radio.jit import register_warmup
 from radio.mcs import mcs_table
-from radio.modulation import demodulate_llr, modulate
+from radio.modulation import constellation, demodulate_llr, modulate
 from radio.numerology import Numerology
-from radio.ofdm import grid_to_samples, reference_symbols, samples_to_grid
+from radio.ofdm import reference_symbols, spectrum_to_samples, useful_samples, useful_to_spectrum
 
 UNUSED = -1  # MCS index or owner of a subchannel that carries nothing
 
@@ -68,27 +70,39 @@ def modulate_slots(
     ``[num_slots * slot_samples]``.  A slot without any block is silent; pilots are sent in the
     subchannels of a slot that carry a block.
     """
-    width = numerology.subcarriers_per_subchannel
-    grid = np.zeros((num_slots, numerology.symbols_per_slot, numerology.num_subchannels, width), np.complex64)
-    pilots = pilot_reference(numerology).reshape(2, numerology.num_subchannels, width)
+    spectrum = np.zeros((num_slots * numerology.symbols_per_slot, numerology.fft_size), np.complex64)
     scale = amplitude.astype(np.float32)
+    shape = numerology.grid_shape
     by_mcs: dict[int, list[tuple[int, int]]] = {}
-    for slot, subchannel in blocks:
-        by_mcs.setdefault(int(mcs_index[subchannel]), []).append((slot, subchannel))
-    pilot_symbols = np.array(numerology.pilot_symbols)
+    for place in blocks:
+        by_mcs.setdefault(int(mcs_index[place[1]]), []).append(place)
     for mcs, places in by_mcs.items():
         code = block_code(numerology, mcs)
+        modulation = mcs_table()[mcs].modulation
         payload = np.frombuffer(b"".join(blocks[place] for place in places), np.uint8)
         coded = encode(code, payload.reshape(len(places), code.num_info_bytes))
-        symbols = modulate(mcs_table()[mcs].modulation, coded)
-        slots = np.array([place[0] for place in places])
-        subchannels = np.array([place[1] for place in places])
-        data = symbols.reshape(len(places), len(numerology.data_symbols), width)
-        data = data * scale[subchannels][:, None, None]
-        grid[slots[:, None], numerology.data_symbols[None, :], subchannels[:, None]] = data
-        known = pilots[:, subchannels].transpose(1, 0, 2) * scale[subchannels][:, None, None]
-        grid[slots[:, None], pilot_symbols[None, :], subchannels[:, None]] = known
-    return grid_to_samples(numerology, grid.reshape(-1, numerology.num_subcarriers))
+        slots, subchannels = np.array(places, np.int64).T.copy()
+        map_blocks(
+            shape,
+            slots,
+            subchannels,
+            numerology.data_symbols,
+            constellation(modulation),
+            int(modulation),
+            coded,
+            scale,
+            spectrum,
+        )
+        map_pilots(
+            shape,
+            slots,
+            subchannels,
+            numerology.pilot_symbols,
+            pilot_reference(numerology),
+            scale,
+            spectrum,
+        )
+    return spectrum_to_samples(numerology, spectrum)
 
 
 @dataclass
@@ -142,60 +156,77 @@ def demodulate_slots(
     """
     width = numerology.subcarriers_per_subchannel
     num_slots = len(samples) // numerology.slot_samples
-    grid = samples_to_grid(numerology, samples).reshape(
-        num_slots, numerology.symbols_per_slot, numerology.num_subchannels, width
-    )
     used = np.flatnonzero((mcs_index != UNUSED) & (owner != UNUSED))
-    shape = (num_slots, numerology.num_subchannels)
-    attempted = np.zeros(shape, bool)
-    snr = np.zeros(shape, np.float32)
-    noise_power = np.zeros(shape, np.float32)
+    place_shape = (num_slots, numerology.num_subchannels)
+    attempted = np.zeros(place_shape, bool)
+    snr = np.zeros(place_shape, np.float32)
+    noise_power = np.zeros(place_shape, np.float32)
     result = ReceivedSlots({}, attempted, snr, noise_power, float("nan"), 0)
     if len(used) == 0 or num_slots == 0:
         return result
-    reference = pilot_reference(numerology).reshape(2, numerology.num_subchannels, width)
-    pilots = grid[:, list(numerology.pilot_symbols)][:, :, used] * reference[:, used].conj()
+    shape = numerology.grid_shape
+    useful = useful_samples(numerology, samples).reshape(
+        num_slots, numerology.symbols_per_slot, numerology.fft_size
+    )
+    # Pilots first: where nobody was heard the other symbols are not looked at.
+    spectra = [useful_to_spectrum(useful[:, symbol]) for symbol in numerology.pilot_symbols]
+    pilots = np.empty((num_slots, 2, len(used), width), np.complex64)
+    take_pilots(shape, used, (spectra[0], spectra[1]), pilot_reference(numerology), pilots)
     estimate = estimate_channel(numerology, pilots)
     snr[:, used] = estimate.snr
+    attempted[:, used] = estimate.detected
     # Noise does not change from slot to slot: the mean over the window is the better estimate.
     noise = estimate.noise_power.mean(axis=0)
     noise_power[:, used] = noise
 
-    middle, drift = _phase_drift(numerology, estimate.first, estimate.second, noise, owner[used])
-    tried = np.zeros(shape, bool)
-    for transmitter in np.unique(owner[used]):
-        mine = owner[used] == transmitter
-        present = estimate.detected[:, mine].any(axis=1)
-        tried[np.ix_(np.flatnonzero(present), used[mine])] = True
-    attempted[:, used] = estimate.detected
+    # A transmitter that was found anywhere in a slot is tried on all its subchannels there.
+    owners, owner_of_used = np.unique(owner[used], return_inverse=True)
+    members = (owner_of_used[None, :] == np.arange(len(owners))[:, None]).astype(np.float32)
+    tried = (estimate.detected @ members.T)[:, owner_of_used] > 0
+    tried_slots = np.flatnonzero(tried.any(axis=1))
+    if len(tried_slots) == 0:
+        return result
+    middle, angle = _phase_drift(numerology, estimate, noise, members, owner_of_used)
+    row_of_slot = np.zeros(num_slots, np.int64)
+    row_of_slot[tried_slots] = np.arange(len(tried_slots)) * numerology.symbols_per_slot
+    wanted = useful if len(tried_slots) == num_slots else useful[tried_slots]
+    spectrum = useful_to_spectrum(wanted).reshape(-1, numerology.fft_size)
 
+    pilot_a, pilot_b = numerology.pilot_symbols
+    positions = (numerology.data_symbols - (pilot_a + pilot_b) / 2) / (pilot_b - pilot_a)
     error_power = reference_power = 0.0
     for mcs in np.unique(mcs_index[used]):
-        columns = np.flatnonzero(mcs_index[used] == mcs)
-        slots, chosen = np.nonzero(tried[:, used[columns]])
+        slots, local = np.nonzero(tried & (mcs_index[used] == mcs))
         if len(slots) == 0:
             continue
-        local = columns[chosen]
-        subchannels = used[local]
-        received = grid[slots[:, None], numerology.data_symbols[None, :], subchannels[:, None]]
-        channel = middle[slots, local][:, None, :] * drift[slots, local][:, :, None]
-        power = np.maximum(np.abs(middle[slots, local]) ** 2, 1e-20)
-        equalised = received * channel.conj() / power[:, None, :]
-        variance = np.broadcast_to((noise[local][:, None] / power)[:, None, :], equalised.shape)
         code = block_code(numerology, int(mcs))
         modulation = mcs_table()[int(mcs)].modulation
-        symbols = np.ascontiguousarray(equalised.reshape(len(slots), -1), np.complex64)
-        spread = np.ascontiguousarray(variance.reshape(len(slots), -1), np.float32)
-        decoded = decode(code, demodulate_llr(modulation, symbols, spread))
+        symbols = np.empty((len(slots), numerology.block_resource_elements), np.complex64)
+        variance = np.empty(symbols.shape, np.float32)
+        equalise_blocks(
+            shape,
+            row_of_slot[slots],
+            used[local],
+            numerology.data_symbols,
+            positions,
+            middle[slots, local],
+            angle[slots, local],
+            noise[local],
+            spectrum,
+            symbols,
+            variance,
+        )
+        decoded = decode(code, demodulate_llr(modulation, symbols, variance))
         result.iterations += int(decoded.iterations.sum())
-        for row in np.flatnonzero(decoded.ok):
-            place = (int(slots[row]), int(subchannels[row]))
-            result.blocks[place] = decoded.payload[row].tobytes()
-            attempted[place] = True
-        good = np.flatnonzero(decoded.ok)[:1]  # one block per MCS and window is enough for an EVM
-        if len(good):
-            sent = modulate(modulation, encode(code, decoded.payload[good]))
-            error_power += float(np.sum(np.abs(symbols[good] - sent) ** 2))
+        good = np.flatnonzero(decoded.ok)
+        for row, slot, subchannel in zip(
+            good.tolist(), slots[good].tolist(), used[local[good]].tolist(), strict=True
+        ):
+            result.blocks[(slot, subchannel)] = decoded.payload[row].tobytes()
+            attempted[slot, subchannel] = True
+        if len(good):  # one block per MCS and window is enough for an EVM
+            sent = modulate(modulation, encode(code, decoded.payload[good[:1]]))
+            error_power += float(np.sum(np.abs(symbols[good[:1]] - sent) ** 2))
             reference_power += float(np.sum(np.abs(sent) ** 2))
     if reference_power > 0:
         result.evm = float(np.sqrt(error_power / reference_power))
@@ -204,43 +235,55 @@ def demodulate_slots(
 
 def _phase_drift(
     numerology: Numerology,
-    first: NDArray[np.complex64],
-    second: NDArray[np.complex64],
+    estimate: ChannelEstimate,
     noise: NDArray[np.float32],
-    owner: NDArray[np.int64],
-) -> tuple[NDArray[np.complex64], NDArray[np.complex64]]:
-    """Channel half-way between the pilots, and its turn at each data symbol.
+    members: NDArray[np.float32],
+    owner_of_used: NDArray[np.int64],
+) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
+    """Channel half-way between the pilots, and the phase over which it turns from one to the other.
+
+    Parameters
+    ----------
+    noise
+        ``[num_used]`` noise power per subcarrier.
+    members
+        ``[num_owners, num_used]``, 1 where a subchannel is of a transmitter, else 0.
+    owner_of_used
+        ``[num_used]`` row of each in ``members``.
 
     Returns
     -------
     middle
         ``[num_slots, num_used, subcarriers]``.
-    drift
-        ``[num_slots, num_used, num_data_symbols]`` unit phasors.
+    angle
+        ``[num_slots, num_used]`` [rad], the same for all subchannels of a transmitter.
     """
-    num_slots, num_used, width = first.shape
+    first, second = estimate.first, estimate.second
     pilot_a, pilot_b = numerology.pilot_symbols
-    span = pilot_b - pilot_a
     symbol_spacings = numerology.symbol_samples / numerology.fft_size
-    prior = (2 * np.pi * RESIDUAL_CFO_SPACINGS * symbol_spacings * span) ** 2
-    cross = np.sum(second * first.conj(), axis=2)
-    power = np.sum(np.abs(first) ** 2 + np.abs(second) ** 2, axis=2) / 2
-    angle = np.zeros((num_slots, num_used), np.float32)
-    for transmitter in np.unique(owner):
-        mine = owner == transmitter
-        total = cross[:, mine].sum(axis=1)
-        resource_elements = width * int(mine.sum())
-        mean_snr = power[:, mine].sum(axis=1) / resource_elements / max(float(noise[mine].mean()), 1e-20)
-        variance = 1.0 / np.maximum(mean_snr * resource_elements, 1e-6)
-        angle[:, mine] = (np.angle(total) * prior / (prior + variance))[:, None]
+    prior = (2 * np.pi * RESIDUAL_CFO_SPACINGS * symbol_spacings * (pilot_b - pilot_a)) ** 2
+    cross = np.einsum("skn,skn->sk", second, first.conj()) @ members.T
+    power = estimate.channel_power @ members.T / 2
+    mean_noise = np.maximum(members @ noise / members.sum(axis=1), 1e-20)
+    # The mean SNR times the resource elements that it was taken over.
+    total_snr = power / mean_noise
+    variance = 1.0 / np.maximum(total_snr, 1e-6)
+    by_owner = (np.angle(cross) * prior / (prior + variance)).astype(np.float32)
+    angle = np.ascontiguousarray(by_owner[:, owner_of_used])
     half = np.exp(0.5j * angle).astype(np.complex64)[:, :, None]
-    middle = (first * half + second * half.conj()) / 2
-    centre = (pilot_a + pilot_b) / 2
-    position = (numerology.data_symbols - centre) / span
-    drift = np.exp(1j * angle[:, :, None] * position).astype(np.complex64)
-    return np.asarray(middle, np.complex64), drift
+    middle = (first * half + second * half.conj()) * np.float32(0.5)
+    return np.asarray(middle, np.complex64), angle
 
 
 def effective_snr(snr: NDArray[np.floating]) -> NDArray[np.floating]:
     """SNR of equal capacity to several linear SNRs along the first axis."""
     return np.exp2(np.mean(np.log2(1.0 + snr), axis=0)) - 1.0
+
+
+@register_warmup
+def _warm_up() -> None:
+    numerology = Numerology(1e6, 64, 8, 2, 16, 8, 1)
+    mcs = np.array([0, 1])
+    blocks = {(0, k): bytes(block_bytes(numerology, k)) for k in range(2)}
+    samples = modulate_slots(numerology, 1, blocks, mcs, np.ones(2))
+    demodulate_slots(numerology, samples, mcs, np.zeros(2, np.int64))

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 
-import torch
-
 from nodes.agent import Agent
 from nodes.messages import NodeSetup
+from nodes.process import use_one_thread
 from nodes.transport.wire import MemoryHub
 from radio.air.core import AirCore, AirParameters
 from radio.drivers.emulated import EmulatedRadio, InMemoryAir
@@ -23,7 +22,7 @@ class MemoryNodes:
     """Agents and air in one event loop."""
 
     def __init__(self, hub: MemoryHub, air: AirParameters) -> None:
-        torch.set_num_threads(1)  # as in a node's process, or sums would be taken in another order
+        use_one_thread()  # as in a node's process, or sums would be taken in another order
         warm_up()  # or the first round compiles, and every heartbeat waits
         self._hub = hub
         self.air_ledger = CpuLedger()

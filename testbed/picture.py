@@ -84,12 +84,15 @@ def _draw_round(axes: Axes, run: Run) -> None:
     axes.set_title(
         f"round {chosen}: each node's processor (upper), transmitter (middle) and receiver (lower lane)",
         fontsize=9,
+        pad=20,
     )
     axes.legend(
         handles=[Patch(facecolor=colour, label=phase) for phase, colour in COLOURS.items() if phase in used],
-        ncols=4,
+        ncols=8,
         fontsize=8,
-        loc="upper right",
+        frameon=False,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 0.99),
     )
 
 
@@ -108,6 +111,7 @@ def _draw_accuracy(axes: Axes, run: Run) -> None:
         label="validation accuracy",
     )
     axes.set_xlabel("experiment time [s]")
+    axes.set_ylabel("loss [nat], accuracy [1]")
     axes.set_ylim(bottom=0)
     axes.set_title("learning", fontsize=9)
     axes.legend(fontsize=8)
@@ -147,5 +151,7 @@ def _draw_assignment(axes: Axes, run: Run) -> None:
             Patch(facecolor=palette[index % len(palette)], label=name) for index, name in enumerate(names)
         ],
         fontsize=7,
-        loc="upper right",
+        frameon=False,
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.0),
     )

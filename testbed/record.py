@@ -16,10 +16,12 @@ Everything else is derived from these.  A torn last line is legal.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ EVENT_FORMAT = "event/1"
 STOP_FORMAT = "stop/1"
 
 _encoder = msgspec.json.Encoder(order="deterministic")
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,11 @@ class RunWriter:
         self._pending: list[tuple[int, str, int, bytes]] = []
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            if (directory / "run.json").exists():
+            if any((directory / name).exists() for name in ("run.json", "events.jsonl", "operations.jsonl")):
                 raise StorageError(f"{directory} already holds a run; choose another --out")
-            self._events = (directory / "events.jsonl").open("xb")
-            self._operations = (directory / "operations.jsonl").open("xb")
+            # Unbuffered: what could not be written must not come back with a later write.
+            self._events = (directory / "events.jsonl").open("xb", buffering=0)
+            self._operations = (directory / "operations.jsonl").open("xb", buffering=0)
         except OSError as exc:
             raise StorageError(f"the run directory {directory} cannot be written: {exc}") from exc
 
@@ -88,29 +92,23 @@ class RunWriter:
     def barrier(self) -> None:
         """Put what was noted on disk, in order of experiment time, node and sequence."""
         self._pending.sort(key=lambda entry: entry[:3])
-        try:
-            for *_, line in self._pending:
-                self._events.write(line + b"\n")
-            self._pending.clear()
-            self._events.flush()
-            os.fsync(self._events.fileno())
-        except OSError as exc:
-            raise StorageError(f"{self.directory / 'events.jsonl'} cannot be written: {exc}") from exc
+        _append(self._events, b"".join(line + b"\n" for *_, line in self._pending), durable=True)
+        self._pending.clear()
 
     def operation(self, kind: str, **values: Any) -> None:
         """Note what the machine did, with a wall stamp."""
         line = _encoder.encode({"wall_s": round(time.time(), 3), "kind": kind, **values})
-        try:
-            self._operations.write(line + b"\n")
-            self._operations.flush()
-        except (OSError, ValueError) as exc:
-            raise StorageError(f"{self.directory / 'operations.jsonl'} cannot be written: {exc}") from exc
+        _append(self._operations, line + b"\n")
 
     def stop(self, document: Mapping[str, Any]) -> None:
-        """Write ``stop.json`` and close."""
-        self.barrier()
-        self._write("stop.json", _pretty({"format": STOP_FORMAT, **document}))
-        self.close()
+        """Write ``stop.json`` and close, whatever of it fails."""
+        try:
+            self.barrier()
+        finally:
+            try:
+                self._write("stop.json", _pretty({"format": STOP_FORMAT, **document}))
+            finally:
+                self.close()
 
     def close(self) -> None:
         """Close the files; what is pending is lost, as after a kill."""
@@ -127,7 +125,33 @@ class RunWriter:
                 os.fsync(file.fileno())
             temporary.replace(self.directory / name)
         except OSError as exc:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise StorageError(f"{self.directory / name} cannot be written: {exc}") from exc
+
+
+def _append(file: FileIO, data: bytes, durable: bool = False) -> None:
+    """Add whole lines to a log, or none of them.
+
+    Raises
+    ------
+    StorageError
+        The disk is full or gone; what had gone into the file is taken out again.
+    """
+    try:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[file.write(rest) or 0 :]
+            if durable:
+                os.fsync(file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(end)
+            raise
+    except (OSError, ValueError) as exc:
+        raise StorageError(f"{file.name} cannot be written: {exc}") from exc
 
 
 def _pretty(document: Mapping[str, Any]) -> bytes:
@@ -167,19 +191,25 @@ def read_run(directory: Path | str) -> Run:
         There is no run there, or a file is damaged before its last line.
     """
     path = Path(directory)
-    try:
-        start = msgspec.json.decode((path / "run.json").read_bytes(), type=dict)
-    except FileNotFoundError:
-        raise StorageError(f"{path} holds no run: run.json is missing") from None
-    except (OSError, msgspec.DecodeError) as exc:
-        raise StorageError(f"{path / 'run.json'} cannot be read: {exc}") from exc
-    if start.get("format") != RUN_FORMAT:
-        raise StorageError(f"{path / 'run.json'} is {start.get('format')!r}; this version reads {RUN_FORMAT}")
+    start = _read_document(path / "run.json", RUN_FORMAT)
+    if start is None:
+        raise StorageError(f"{path} holds no run: run.json is missing")
     events, torn_events = _read_lines(path / "events.jsonl")
     operations, torn_operations = _read_lines(path / "operations.jsonl")
-    stop_path = path / "stop.json"
-    stop = msgspec.json.decode(stop_path.read_bytes(), type=dict) if stop_path.exists() else None
+    stop = _read_document(path / "stop.json", STOP_FORMAT)
     return Run(path, start, events, operations, stop, torn_events + torn_operations)
+
+
+def _read_document(path: Path, expected: str) -> dict[str, Any] | None:
+    try:
+        document: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict)
+    except FileNotFoundError:
+        return None
+    except (OSError, *_UNREADABLE) as exc:
+        raise StorageError(f"{path} cannot be read: {exc}") from exc
+    if document.get("format") != expected:
+        raise StorageError(f"{path} is {document.get('format')!r}; this version reads {expected}")
+    return document
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -195,6 +225,6 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     for number, line in enumerate(lines, 1):
         try:
             decoded.append(msgspec.json.decode(line, type=dict))
-        except msgspec.DecodeError as exc:
+        except _UNREADABLE as exc:
             raise StorageError(f"{path}:{number} is damaged: {exc}") from exc
     return decoded, int(bool(last))

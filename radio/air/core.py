@@ -310,7 +310,8 @@ class AirCore:
         heard = [
             burst
             for burst in source.bursts
-            if burst.first_sample + link.min_delay_samples < end and burst.end + link.max_delay_samples > first
+            if burst.first_sample + link.min_delay_samples < end
+            and burst.end + link.max_delay_samples > first
         ]
         if not heard:
             return

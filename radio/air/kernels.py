@@ -142,7 +142,9 @@ def _quantise(value, scale, step, steps):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def receive_convert(window: NDArray[np.float32], gain: float, num_bits: int, out: NDArray[np.complex64]) -> int:
+def receive_convert(
+    window: NDArray[np.float32], gain: float, num_bits: int, out: NDArray[np.complex64]
+) -> int:
     """Amplify, clip to full scale and quantise a window, as a receiver's converter does.
 
     Parameters

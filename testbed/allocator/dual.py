@@ -443,6 +443,15 @@ def maximise_dual(
 
 
 @kernel
+def dual_deadlines(prices: FloatArray, data: CutData) -> tuple[float, float]:
+    """Return (tau1, tau2) at which these prices would have the deadlines."""
+    num_clients = len(data.forward)
+    _, tau1, _ = _deadline_term(prices[:num_clients] * data.payload, data.forward)
+    _, tau2, _ = _deadline_term(prices[num_clients : 2 * num_clients] * data.unicast, data.backward)
+    return tau1, tau2
+
+
+@kernel
 def reduced_costs(
     prices: FloatArray, temperature: float, data: CutData, slopes: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:

@@ -28,6 +28,7 @@ from testbed.allocator.problem import FloatArray, IntArray
 
 HOPELESS = 1e9  # stands for an infinite power or time, so that differences stay defined
 OPTIONS_PER_SUBCHANNEL = 6
+WIDEST_GAP = 1.0  # of a typical latency: aims stay finite before anything feasible is known
 LEAST_GAIN = 1e-9  # improvements below this share of a typical latency are not pursued
 
 
@@ -637,7 +638,7 @@ def search(
     state
         Of the pseudo-random generator ``[1]``.
     """
-    num_clients, num_subchannels = data.quality.shape
+    num_subchannels = data.quality.shape[1]
     best1, best2 = math.inf, math.inf
     best = starts[0].copy()
     for s in range(len(starts)):
@@ -650,7 +651,7 @@ def search(
     plausible = flat[min(len(flat) - 1, OPTIONS_PER_SUBCHANNEL * num_subchannels)]
     for s in range(len(starts)):
         for trial_number in range(3):
-            gap = best1 + best2 - bound
+            gap = min(best1 + best2 - bound, WIDEST_GAP)
             if gap <= good_enough * bound:
                 break
             trial = starts[s].copy() if trial_number == 0 else best.copy()
@@ -664,7 +665,7 @@ def search(
     current = best.copy()
     current1, current2 = best1, best2
     for kick in range(kicks):
-        gap = best1 + best2 - bound
+        gap = min(best1 + best2 - bound, WIDEST_GAP)
         if gap <= good_enough * bound:
             break
         limit = min(plausible, gap)

@@ -1,0 +1,223 @@
+"""Kernels between the spectrum of OFDM symbols and the blocks of the resource grid.
+
+A spectrum is what the FFT works on: complex64 [num_symbols, fft_size], DC first.  Subchannel k is a
+run of neighbouring FFT bins, or two runs where it lies across the empty DC subcarrier, so nothing
+is gathered by index arrays.  What a slot holds, and the radio that sends it, are not here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from radio.jit import kernel, register_warmup
+
+
+@kernel
+def _first_bin(shape, subcarrier):  # type: ignore[no-untyped-def]
+    """Return the FFT bin of a subcarrier."""
+    offset = subcarrier - shape.num_below
+    return offset + shape.fft_size if offset < 0 else offset + 1
+
+
+@kernel
+def _lower_part(shape, subchannel):  # type: ignore[no-untyped-def]
+    """Return how many subcarriers of a subchannel lie below DC."""
+    return min(max(shape.num_below - subchannel * shape.width, 0), shape.width)
+
+
+@kernel
+def _map_run(points, bits_per_symbol, bits, scale, out):  # type: ignore[no-untyped-def]
+    """Write the scaled points of consecutive labels, first bit most significant."""
+    # With a constant count the compiler unrolls the inner loop.
+    if bits_per_symbol == 2:
+        for n in range(out.shape[0]):
+            label = 0
+            for bit in range(2):
+                label = (label << 1) | bits[2 * n + bit]
+            out[n] = points[label] * scale
+    elif bits_per_symbol == 4:
+        for n in range(out.shape[0]):
+            label = 0
+            for bit in range(4):
+                label = (label << 1) | bits[4 * n + bit]
+            out[n] = points[label] * scale
+    elif bits_per_symbol == 6:
+        for n in range(out.shape[0]):
+            label = 0
+            for bit in range(6):
+                label = (label << 1) | bits[6 * n + bit]
+            out[n] = points[label] * scale
+    else:
+        for n in range(out.shape[0]):
+            label = 0
+            for bit in range(bits_per_symbol):
+                label = (label << 1) | bits[bits_per_symbol * n + bit]
+            out[n] = points[label] * scale
+
+
+@kernel
+def map_blocks(shape, slots, subchannels, data_symbols, points, bits_per_symbol, bits, amplitude, spectrum):  # type: ignore[no-untyped-def]
+    """Map coded bits onto the data symbols of their blocks.
+
+    Parameters
+    ----------
+    shape
+        :class:`~radio.numerology.GridShape`.
+    slots, subchannels
+        int64 [num_blocks].
+    data_symbols
+        int64 [num_data_symbols], places within a slot.
+    points
+        complex64 [2**bits_per_symbol].
+    bits
+        uint8 [num_blocks, num_data_symbols * width * bits_per_symbol].
+    amplitude
+        float32 [num_subchannels].
+    spectrum
+        complex64 [num_slots * symbols_per_slot, fft_size], changed where the blocks lie.
+    """
+    width = shape.width
+    for block in range(slots.shape[0]):
+        subchannel = subchannels[block]
+        lower = _lower_part(shape, subchannel)
+        first = subchannel * width
+        scale = amplitude[subchannel]
+        row_bits = bits[block]
+        for index in range(data_symbols.shape[0]):
+            row = spectrum[slots[block] * shape.symbols_per_slot + data_symbols[index]]
+            taken = row_bits[index * width * bits_per_symbol : (index + 1) * width * bits_per_symbol]
+            if lower > 0:
+                start = _first_bin(shape, first)
+                _map_run(points, bits_per_symbol, taken, scale, row[start : start + lower])
+            if lower < width:
+                start = _first_bin(shape, first + lower)
+                rest = taken[lower * bits_per_symbol :]
+                _map_run(points, bits_per_symbol, rest, scale, row[start : start + width - lower])
+
+
+@kernel
+def map_pilots(shape, slots, subchannels, pilot_symbols, reference, amplitude, spectrum):  # type: ignore[no-untyped-def]
+    """Write the pilots of some (slot, subchannel) places.
+
+    Parameters
+    ----------
+    pilot_symbols
+        (int, int), places within a slot.
+    reference
+        complex64 [2, num_subcarriers].
+    """
+    width = shape.width
+    for block in range(slots.shape[0]):
+        first = subchannels[block] * width
+        scale = amplitude[subchannels[block]]
+        for pilot in range(2):
+            row = spectrum[slots[block] * shape.symbols_per_slot + pilot_symbols[pilot]]
+            for n in range(width):
+                row[_first_bin(shape, first + n)] = reference[pilot, first + n] * scale
+
+
+@kernel
+def add_prefixes(useful, prefix_samples, out):  # type: ignore[no-untyped-def]
+    """Copy symbols [num_symbols, fft_size] behind their cyclic prefixes, one after the other."""
+    fft_size = useful.shape[1]
+    length = prefix_samples + fft_size
+    for symbol in range(useful.shape[0]):
+        start = symbol * length
+        out[start : start + prefix_samples] = useful[symbol, fft_size - prefix_samples :]
+        out[start + prefix_samples : start + length] = useful[symbol]
+
+
+@kernel
+def take_pilots(shape, subchannels, spectra, reference, out):  # type: ignore[no-untyped-def]
+    """Divide received pilots by what was sent.
+
+    Parameters
+    ----------
+    subchannels
+        int64 [num_used].
+    spectra
+        Two of complex64 [num_slots, fft_size], one for each pilot symbol of the slots.
+    reference
+        complex64 [2, num_subcarriers] of unit magnitude.
+    out
+        complex64 [num_slots, 2, num_used, width].
+    """
+    for slot in range(out.shape[0]):
+        for pilot in range(2):
+            row = spectra[pilot][slot]
+            for index in range(subchannels.shape[0]):
+                first = subchannels[index] * shape.width
+                for n in range(shape.width):
+                    known = reference[pilot, first + n]
+                    out[slot, pilot, index, n] = row[_first_bin(shape, first + n)] * known.conjugate()
+
+
+@kernel(fastmath={"contract"})
+def _equalise_run(received, weight, turn_real, turn_imaginary, out):  # type: ignore[no-untyped-def]
+    for n in range(out.shape[0]):
+        w_real, w_imaginary = weight[n].real, weight[n].imag
+        c = w_real * turn_real - w_imaginary * turn_imaginary
+        s = w_real * turn_imaginary + w_imaginary * turn_real
+        real, imaginary = received[n].real, received[n].imag
+        out[n] = complex(real * c - imaginary * s, real * s + imaginary * c)
+
+
+@kernel
+def equalise_blocks(  # type: ignore[no-untyped-def]
+    shape, rows, subchannels, data_symbols, positions, channel, angle, noise, spectrum, symbols, variance
+):
+    """Equalise the data symbols of blocks with one tap per subcarrier and a linear phase.
+
+    Parameters
+    ----------
+    rows, subchannels
+        int64 [num_blocks], first row of the slot in the spectrum, and subchannel.
+    data_symbols
+        int64 [num_data_symbols], places within a slot.
+    positions
+        float64 [num_data_symbols], distance from where `channel` holds over the distance for which
+        `angle` holds.
+    channel
+        complex64 [num_blocks, width].
+    angle, noise
+        float32 [num_blocks], phase [rad] and noise power per subcarrier.
+    spectrum
+        complex64 [num_symbols, fft_size].
+    symbols, variance
+        complex64 and float32 [num_blocks, num_data_symbols * width], written: symbols at the scale
+        of the constellation, and the noise power of each.
+    """
+    width = shape.width
+    weight = np.empty(width, np.complex64)
+    spread = np.empty(width, np.float32)
+    least = np.float32(1e-20)
+    for block in range(rows.shape[0]):
+        for n in range(width):
+            value = channel[block, n]
+            power = max(value.real * value.real + value.imag * value.imag, least)
+            weight[n] = complex(value.real / power, -value.imag / power)
+            spread[n] = noise[block] / power
+        first = subchannels[block] * width
+        lower = _lower_part(shape, subchannels[block])
+        for index in range(data_symbols.shape[0]):
+            turn = -positions[index] * angle[block]
+            turn_real, turn_imaginary = np.float32(np.cos(turn)), np.float32(np.sin(turn))
+            row = spectrum[rows[block] + data_symbols[index]]
+            out = symbols[block, index * width : (index + 1) * width]
+            if lower > 0:
+                start = _first_bin(shape, first)
+                _equalise_run(
+                    row[start : start + lower], weight[:lower], turn_real, turn_imaginary, out[:lower]
+                )
+            if lower < width:
+                start = _first_bin(shape, first + lower)
+                _equalise_run(
+                    row[start : start + width - lower], weight[lower:], turn_real, turn_imaginary, out[lower:]
+                )
+            variance[block, index * width : (index + 1) * width] = spread
+
+
+@register_warmup
+def _warm_up() -> None:
+    # The others are reached by radio.phy's warm-up, with the types that it gives them.
+    add_prefixes(np.zeros((1, 8), np.complex64), 2, np.empty(10, np.complex64))
