@@ -365,7 +365,7 @@ async def client_receive(
     outcome = DownlinkOutcome(
         SelectiveRepeatReceiver(tag, max_bytes), None, "", SnrAverage.empty(num), 0, 0, None
     )
-    frame = start.first_slot // slots
+    frame, offset = divmod(start.first_slot, slots)
     unanswered: list[tuple[int, int]] = []  # (frame, when the server's answer takes effect)
     evms: list[float] = []
     first_ns = numerology.slot_start_ns(start.first_slot)
@@ -389,14 +389,16 @@ async def client_receive(
             )
         if outcome.failure:
             break
-        first_sample = frame * numerology.frame_samples
+        first_sample = (frame * slots + offset) * numerology.slot_samples
+        num_samples = (slots - offset) * numerology.slot_samples
         reception = await context.radio.receive(
-            numerology.frame_samples, first_sample, frozenset({server}), context.wait_s
+            num_samples, first_sample, frozenset({server}), context.wait_s
         )
         with context.ledger.account("modem"):
             cycles_per_sample = context.cfo_hz / numerology.sample_rate_hz
             samples = rotate(reception.samples[0], first_sample, -cycles_per_sample)
             received = demodulate_slots(numerology, samples, history.at(frame_ns), owner)
+            received.blocks = {(slot + offset, k): block for (slot, k), block in received.blocks.items()}
         places = set()
         for (slot, k), block in sorted(received.blocks.items()):
             if outcome.receiver.accept(block):
@@ -422,7 +424,7 @@ async def client_receive(
             at_ns=ack_ns,
         )
         unanswered.append((frame, ack_ns + link.control_latency_ns))
-        frame += 1
+        frame, offset = frame + 1, 0
         if outcome.complete_ns is not None:
             break
     outcome.evm = float(np.mean(evms)) if evms else None

@@ -345,8 +345,10 @@ async def server_receive(
         state.snr = SnrAverage.empty(num)
     if not any(state.open for state in incoming.values()):
         return
-    frame = min(state.first_slot for state in incoming.values() if state.open) // slots
-    first_ns = numerology.frame_start_ns(frame)
+    first_slot = min(state.first_slot for state in incoming.values() if state.open)
+    # What lies before was heard as sounding, or by nobody: a receiver asks for each sample once.
+    frame, offset = divmod(first_slot, slots)
+    first_ns = numerology.slot_start_ns(first_slot)
     while any(state.open for state in incoming.values()):
         active = {name: state for name, state in incoming.items() if state.open}
         frame_ns = numerology.frame_start_ns(frame)
@@ -356,14 +358,16 @@ async def server_receive(
             chosen = list(state.subchannels)
             owner[chosen] = order.index(name)
             mcs[chosen] = state.history.at(frame_ns)[chosen]
+        position = frame * slots + offset
         reception = await context.radio.receive(
-            numerology.frame_samples,
-            frame * numerology.frame_samples,
+            (slots - offset) * numerology.slot_samples,
+            position * numerology.slot_samples,
             frozenset(name for name in active if name not in context.endpoint.lost),
             context.wait_s,
         )
         with context.ledger.account("modem"):
             received = demodulate_slots(numerology, reception.samples[0], mcs, owner)
+            received.blocks = {(slot + offset, k): block for (slot, k), block in received.blocks.items()}
         end_ns = numerology.frame_start_ns(frame + 1)
         ack_ns = await context.clock.reach(end_ns + context.link.ack_delay_ns)
         for name, state in active.items():
@@ -396,7 +400,7 @@ async def server_receive(
                 round_index=round_index,
                 at_ns=ack_ns,
             )
-        frame += 1
+        frame, offset = frame + 1, 0
     context.timeline.add(stream, Resource.RECEIVER, first_ns, numerology.frame_start_ns(frame), frames=frame)
 
 

@@ -8,6 +8,7 @@ is gathered by index arrays.  What a slot holds, and the radio that sends it, ar
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from radio.jit import kernel, register_warmup
 
@@ -26,33 +27,37 @@ def _lower_part(shape, subchannel):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _map_run(points, bits_per_symbol, bits, scale, out):  # type: ignore[no-untyped-def]
+def _map_run(points, bits_per_symbol, bits, first_bit, scale, row, start, stop):  # type: ignore[no-untyped-def]
     """Write the scaled points of consecutive labels, first bit most significant."""
     # With a constant count the compiler unrolls the inner loop.
     if bits_per_symbol == 2:
-        for n in range(out.shape[0]):
+        for n in range(stop - start):
             label = 0
             for bit in range(2):
-                label = (label << 1) | bits[2 * n + bit]
-            out[n] = points[label] * scale
+                label = (label << 1) | np.int64(bits[first_bit + 2 * n + bit])
+            point = points[label]
+            row[start + n] = complex(point.real * scale, point.imag * scale)
     elif bits_per_symbol == 4:
-        for n in range(out.shape[0]):
+        for n in range(stop - start):
             label = 0
             for bit in range(4):
-                label = (label << 1) | bits[4 * n + bit]
-            out[n] = points[label] * scale
+                label = (label << 1) | np.int64(bits[first_bit + 4 * n + bit])
+            point = points[label]
+            row[start + n] = complex(point.real * scale, point.imag * scale)
     elif bits_per_symbol == 6:
-        for n in range(out.shape[0]):
+        for n in range(stop - start):
             label = 0
             for bit in range(6):
-                label = (label << 1) | bits[6 * n + bit]
-            out[n] = points[label] * scale
+                label = (label << 1) | np.int64(bits[first_bit + 6 * n + bit])
+            point = points[label]
+            row[start + n] = complex(point.real * scale, point.imag * scale)
     else:
-        for n in range(out.shape[0]):
+        for n in range(stop - start):
             label = 0
             for bit in range(bits_per_symbol):
-                label = (label << 1) | bits[bits_per_symbol * n + bit]
-            out[n] = points[label] * scale
+                label = (label << 1) | np.int64(bits[first_bit + bits_per_symbol * n + bit])
+            point = points[label]
+            row[start + n] = complex(point.real * scale, point.imag * scale)
 
 
 @kernel
@@ -82,17 +87,15 @@ def map_blocks(shape, slots, subchannels, data_symbols, points, bits_per_symbol,
         lower = _lower_part(shape, subchannel)
         first = subchannel * width
         scale = amplitude[subchannel]
-        row_bits = bits[block]
+        block_bits = bits[block]
+        below = _first_bin(shape, first)
+        above = _first_bin(shape, first + lower)
         for index in range(data_symbols.shape[0]):
             row = spectrum[slots[block] * shape.symbols_per_slot + data_symbols[index]]
-            taken = row_bits[index * width * bits_per_symbol : (index + 1) * width * bits_per_symbol]
-            if lower > 0:
-                start = _first_bin(shape, first)
-                _map_run(points, bits_per_symbol, taken, scale, row[start : start + lower])
-            if lower < width:
-                start = _first_bin(shape, first + lower)
-                rest = taken[lower * bits_per_symbol :]
-                _map_run(points, bits_per_symbol, rest, scale, row[start : start + width - lower])
+            bit = index * width * bits_per_symbol
+            _map_run(points, bits_per_symbol, block_bits, bit, scale, row, below, below + lower)
+            bit += lower * bits_per_symbol
+            _map_run(points, bits_per_symbol, block_bits, bit, scale, row, above, above + width - lower)
 
 
 @kernel
@@ -113,7 +116,8 @@ def map_pilots(shape, slots, subchannels, pilot_symbols, reference, amplitude, s
         for pilot in range(2):
             row = spectrum[slots[block] * shape.symbols_per_slot + pilot_symbols[pilot]]
             for n in range(width):
-                row[_first_bin(shape, first + n)] = reference[pilot, first + n] * scale
+                known = reference[pilot, first + n]
+                row[_first_bin(shape, first + n)] = complex(known.real * scale, known.imag * scale)
 
 
 @kernel
@@ -153,8 +157,11 @@ def take_pilots(shape, subchannels, spectra, reference, out):  # type: ignore[no
 
 
 @kernel(fastmath={"contract"})
-def _equalise_run(received, weight, turn_real, turn_imaginary, out):  # type: ignore[no-untyped-def]
-    for n in range(out.shape[0]):
+def _equalise_run(row, start, weight, skipped, count, turn_real, turn_imaginary, out):  # type: ignore[no-untyped-def]
+    received = row[start : start + count]
+    weight = weight[skipped : skipped + count]
+    out = out[skipped : skipped + count]
+    for n in range(count):
         w_real, w_imaginary = weight[n].real, weight[n].imag
         c = w_real * turn_real - w_imaginary * turn_imaginary
         s = w_real * turn_imaginary + w_imaginary * turn_real
@@ -199,25 +206,53 @@ def equalise_blocks(  # type: ignore[no-untyped-def]
             spread[n] = noise[block] / power
         first = subchannels[block] * width
         lower = _lower_part(shape, subchannels[block])
+        below = _first_bin(shape, first)
+        above = _first_bin(shape, first + lower)
         for index in range(data_symbols.shape[0]):
             turn = -positions[index] * angle[block]
             turn_real, turn_imaginary = np.float32(np.cos(turn)), np.float32(np.sin(turn))
             row = spectrum[rows[block] + data_symbols[index]]
             out = symbols[block, index * width : (index + 1) * width]
-            if lower > 0:
-                start = _first_bin(shape, first)
-                _equalise_run(
-                    row[start : start + lower], weight[:lower], turn_real, turn_imaginary, out[:lower]
-                )
-            if lower < width:
-                start = _first_bin(shape, first + lower)
-                _equalise_run(
-                    row[start : start + width - lower], weight[lower:], turn_real, turn_imaginary, out[lower:]
-                )
+            _equalise_run(row, below, weight, 0, lower, turn_real, turn_imaginary, out)
+            _equalise_run(row, above, weight, lower, width - lower, turn_real, turn_imaginary, out)
             variance[block, index * width : (index + 1) * width] = spread
+
+
+# Full scale is 1.0: what lies 120 dB beyond it is no signal, and its square would overflow.
+_SENSELESS = 1e6
+
+
+@kernel
+def _all_sensible(parts, limit):  # type: ignore[no-untyped-def]
+    """Return whether all magnitudes are below a limit; what is no number is not."""
+    bad = np.int32(0)
+    for n in range(parts.shape[0]):
+        bad += np.int32(not abs(parts[n]) < limit)
+    return bad == 0
+
+
+def sensible(samples: NDArray[np.complex64]) -> NDArray[np.complex64]:
+    """Return samples with zeros in place of what is no number or absurdly large.
+
+    Parameters
+    ----------
+    samples
+        complex64 [num_samples].
+
+    Returns
+    -------
+    complex64 [num_samples]
+        `samples` itself where nothing had to be replaced.  Contiguous and writable.
+    """
+    source = np.require(samples, np.complex64, ("C", "W"))  # kernels know writable arrays only
+    if _all_sensible(source.view(np.float32), np.float32(_SENSELESS)):
+        return source
+    good = (np.abs(source.real) < _SENSELESS) & (np.abs(source.imag) < _SENSELESS)
+    return np.where(good, source, np.complex64(0))
 
 
 @register_warmup
 def _warm_up() -> None:
     # The others are reached by radio.phy's warm-up, with the types that it gives them.
     add_prefixes(np.zeros((1, 8), np.complex64), 2, np.empty(10, np.complex64))
+    sensible(np.zeros(8, np.complex64))

@@ -17,6 +17,7 @@ from radio.randomness import derive_key
 HEADER = struct.Struct("<IHH")  # offset, length, tag
 LENGTH_PREFIX = struct.Struct("<I")
 MAX_STREAM_BYTES = 1 << 28
+MAX_BLOCK_BYTES = 0xFFFF  # that a header can state
 
 Place = tuple[int, int, int]  # frame, slot in frame, subchannel
 
@@ -83,9 +84,12 @@ class SelectiveRepeatSender:
 
     def next_block(self, place: Place, capacity_bytes: int) -> bytes | None:
         """Content of the block at a place, zero-padded to its capacity; ``None`` when there is none."""
-        room = capacity_bytes - HEADER.size
+        room = min(capacity_bytes - HEADER.size, MAX_BLOCK_BYTES)
         if room <= 0:
             raise ValueError(f"a block of {capacity_bytes} bytes has no room behind its header")
+        frame, slot, subchannel = place
+        if (slot, subchannel) in self._in_flight.get(frame, {}):
+            raise ValueError(f"frame {frame} has a block in slot {slot}, subchannel {subchannel} already")
         repeated = bool(self._repeat)
         if repeated:
             offset, length = self._repeat.popleft()
@@ -98,7 +102,6 @@ class SelectiveRepeatSender:
             self._next_offset += length
         else:
             return None
-        frame, slot, subchannel = place
         self._in_flight.setdefault(frame, {})[(slot, subchannel)] = _InFlight(offset, length)
         self.report.blocks_sent += 1
         self.report.blocks_retransmitted += repeated

@@ -57,10 +57,25 @@ class Numerology:
     slots_per_frame: int
 
     def __post_init__(self) -> None:
+        positive = (
+            self.sample_rate_hz,
+            self.fft_size,
+            self.num_subchannels,
+            self.subcarriers_per_subchannel,
+            self.slots_per_frame,
+        )
+        if not all(value > 0 for value in positive) or self.prefix_samples < 0:
+            raise RadioConfigurationError(
+                "sample rate and all counts must be positive, and the prefix not negative"
+            )
         if self.num_subcarriers + 1 > self.fft_size:
             raise RadioConfigurationError(
                 f"{self.num_subchannels} subchannels x {self.subcarriers_per_subchannel} subcarriers and DC "
                 f"do not fit into an FFT of {self.fft_size}"
+            )
+        if self.subcarriers_per_subchannel < 2:
+            raise RadioConfigurationError(
+                "a subchannel needs at least 2 subcarriers, or nothing tells its channel from its noise"
             )
         if self.symbols_per_slot < 4 or self.prefix_samples >= self.fft_size:
             raise RadioConfigurationError(

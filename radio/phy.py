@@ -7,16 +7,16 @@ are coded together, whatever slot or subchannel they lie in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from radio.coding.transport_block import TransportBlockCode, decode, encode, transport_block_code
 from radio.estimation import ChannelEstimate, estimate_channel
-from radio.grid import equalise_blocks, map_blocks, map_pilots, take_pilots
-from radio.jit import register_warmup
+from radio.grid import equalise_blocks, map_blocks, map_pilots, sensible, take_pilots
 from radio.mcs import mcs_table
 from radio.modulation import constellation, demodulate_llr, modulate
 from radio.numerology import Numerology
@@ -70,37 +70,66 @@ def modulate_slots(
     ``[num_slots * slot_samples]``.  A slot without any block is silent; pilots are sent in the
     subchannels of a slot that carry a block.
     """
-    spectrum = np.zeros((num_slots * numerology.symbols_per_slot, numerology.fft_size), np.complex64)
-    scale = amplitude.astype(np.float32)
-    shape = numerology.grid_shape
-    by_mcs: dict[int, list[tuple[int, int]]] = {}
-    for place in blocks:
-        by_mcs.setdefault(int(mcs_index[place[1]]), []).append(place)
-    for mcs, places in by_mcs.items():
+    groups = []
+    for mcs, places in _by_mcs(blocks, mcs_index).items():
         code = block_code(numerology, mcs)
-        modulation = mcs_table()[mcs].modulation
         payload = np.frombuffer(b"".join(blocks[place] for place in places), np.uint8)
         coded = encode(code, payload.reshape(len(places), code.num_info_bytes))
         slots, subchannels = np.array(places, np.int64).T.copy()
+        groups.append(CodedBlocks(mcs, slots, subchannels, coded))
+    return coded_to_samples(numerology, num_slots, groups, amplitude)
+
+
+def _by_mcs(
+    places: Iterable[tuple[int, int]], mcs_index: NDArray[np.int64]
+) -> dict[int, list[tuple[int, int]]]:
+    """(slot, subchannel) places by the MCS of their subchannel."""
+    groups: dict[int, list[tuple[int, int]]] = {}
+    for place in places:
+        groups.setdefault(int(mcs_index[place[1]]), []).append(place)
+    return groups
+
+
+class CodedBlocks(NamedTuple):
+    """Coded blocks of one MCS.
+
+    Attributes
+    ----------
+    slots, subchannels
+        int64 ``[num_blocks]``.
+    bits
+        uint8 ``[num_blocks, num_coded_bits]``.
+    """
+
+    mcs_index: int
+    slots: NDArray[np.int64]
+    subchannels: NDArray[np.int64]
+    bits: NDArray[np.uint8]
+
+
+def coded_to_samples(
+    numerology: Numerology, num_slots: int, groups: Iterable[CodedBlocks], amplitude: NDArray[np.float64]
+) -> NDArray[np.complex64]:
+    """Samples of coded blocks; see :func:`modulate_slots`."""
+    spectrum = np.zeros((num_slots * numerology.symbols_per_slot, numerology.fft_size), np.complex64)
+    scale = amplitude.astype(np.float32)
+    shape = numerology.grid_shape
+    reference = pilot_reference(numerology)
+    for group in groups:
+        modulation = mcs_table()[group.mcs_index].modulation
         map_blocks(
             shape,
-            slots,
-            subchannels,
+            group.slots,
+            group.subchannels,
             numerology.data_symbols,
             constellation(modulation),
             int(modulation),
-            coded,
+            group.bits,
             scale,
             spectrum,
         )
         map_pilots(
-            shape,
-            slots,
-            subchannels,
-            numerology.pilot_symbols,
-            pilot_reference(numerology),
-            scale,
-            spectrum,
+            shape, group.slots, group.subchannels, numerology.pilot_symbols, reference, scale, spectrum
         )
     return spectrum_to_samples(numerology, spectrum)
 
@@ -147,13 +176,63 @@ def demodulate_slots(
     Parameters
     ----------
     samples
-        ``[num_slots * slot_samples]``, the first slot's prefix first.
+        ``[num_slots * slot_samples]``, the first slot's prefix first; what does not fill a slot is
+        not looked at, and samples that are no number count as zero.
     mcs_index
         ``[num_subchannels]``; :data:`UNUSED` where nothing is expected.
     owner
         ``[num_subchannels]`` transmitter of each subchannel (:data:`UNUSED`: none).  Subchannels
         of one transmitter share its frequency offset and are present or absent together.
     """
+    result, groups = samples_to_soft_blocks(numerology, samples, mcs_index, owner)
+    error_power = reference_power = 0.0
+    for group in groups:
+        code = block_code(numerology, group.mcs_index)
+        decoded = decode(code, group.llr)
+        result.iterations += int(decoded.iterations.sum())
+        good = np.flatnonzero(decoded.ok)
+        for row in good.tolist():
+            place = int(group.slots[row]), int(group.subchannels[row])
+            result.blocks[place] = decoded.payload[row].tobytes()
+            result.attempted[place] = True
+        if len(good):  # one block per MCS and window is enough for an EVM
+            first = good[:1]
+            modulation = mcs_table()[group.mcs_index].modulation
+            sent = modulate(modulation, encode(code, decoded.payload[first]))
+            error_power += float(np.sum(np.abs(group.symbols[first] - sent) ** 2))
+            reference_power += float(np.sum(np.abs(sent) ** 2))
+    if reference_power > 0:
+        result.evm = float(np.sqrt(error_power / reference_power))
+    return result
+
+
+class SoftBlocks(NamedTuple):
+    """Received blocks of one MCS before decoding.
+
+    Attributes
+    ----------
+    slots, subchannels
+        int64 ``[num_blocks]``.
+    symbols
+        complex64 ``[num_blocks, block_resource_elements]``, equalised.
+    llr
+        int8 ``[num_blocks, num_coded_bits]``.
+    """
+
+    mcs_index: int
+    slots: NDArray[np.int64]
+    subchannels: NDArray[np.int64]
+    symbols: NDArray[np.complex64]
+    llr: NDArray[np.int8]
+
+
+def samples_to_soft_blocks(
+    numerology: Numerology,
+    samples: NDArray[np.complex64],
+    mcs_index: NDArray[np.int64],
+    owner: NDArray[np.int64],
+) -> tuple[ReceivedSlots, list[SoftBlocks]]:
+    """What :func:`demodulate_slots` does before decoding: estimates, and soft bits by MCS."""
     width = numerology.subcarriers_per_subchannel
     num_slots = len(samples) // numerology.slot_samples
     used = np.flatnonzero((mcs_index != UNUSED) & (owner != UNUSED))
@@ -162,10 +241,12 @@ def demodulate_slots(
     snr = np.zeros(place_shape, np.float32)
     noise_power = np.zeros(place_shape, np.float32)
     result = ReceivedSlots({}, attempted, snr, noise_power, float("nan"), 0)
+    groups: list[SoftBlocks] = []
     if len(used) == 0 or num_slots == 0:
-        return result
+        return result, groups
     shape = numerology.grid_shape
-    useful = useful_samples(numerology, samples).reshape(
+    whole = sensible(samples[: num_slots * numerology.slot_samples])
+    useful = useful_samples(numerology, whole).reshape(
         num_slots, numerology.symbols_per_slot, numerology.fft_size
     )
     # Pilots first: where nobody was heard the other symbols are not looked at.
@@ -185,7 +266,7 @@ def demodulate_slots(
     tried = (estimate.detected @ members.T)[:, owner_of_used] > 0
     tried_slots = np.flatnonzero(tried.any(axis=1))
     if len(tried_slots) == 0:
-        return result
+        return result, groups
     middle, angle = _phase_drift(numerology, estimate, noise, members, owner_of_used)
     row_of_slot = np.zeros(num_slots, np.int64)
     row_of_slot[tried_slots] = np.arange(len(tried_slots)) * numerology.symbols_per_slot
@@ -194,19 +275,17 @@ def demodulate_slots(
 
     pilot_a, pilot_b = numerology.pilot_symbols
     positions = (numerology.data_symbols - (pilot_a + pilot_b) / 2) / (pilot_b - pilot_a)
-    error_power = reference_power = 0.0
-    for mcs in np.unique(mcs_index[used]):
+    for mcs in np.unique(mcs_index[used]).tolist():
         slots, local = np.nonzero(tried & (mcs_index[used] == mcs))
         if len(slots) == 0:
             continue
-        code = block_code(numerology, int(mcs))
-        modulation = mcs_table()[int(mcs)].modulation
+        subchannels = used[local]
         symbols = np.empty((len(slots), numerology.block_resource_elements), np.complex64)
         variance = np.empty(symbols.shape, np.float32)
         equalise_blocks(
             shape,
             row_of_slot[slots],
-            used[local],
+            subchannels,
             numerology.data_symbols,
             positions,
             middle[slots, local],
@@ -216,21 +295,9 @@ def demodulate_slots(
             symbols,
             variance,
         )
-        decoded = decode(code, demodulate_llr(modulation, symbols, variance))
-        result.iterations += int(decoded.iterations.sum())
-        good = np.flatnonzero(decoded.ok)
-        for row, slot, subchannel in zip(
-            good.tolist(), slots[good].tolist(), used[local[good]].tolist(), strict=True
-        ):
-            result.blocks[(slot, subchannel)] = decoded.payload[row].tobytes()
-            attempted[slot, subchannel] = True
-        if len(good):  # one block per MCS and window is enough for an EVM
-            sent = modulate(modulation, encode(code, decoded.payload[good[:1]]))
-            error_power += float(np.sum(np.abs(symbols[good[:1]] - sent) ** 2))
-            reference_power += float(np.sum(np.abs(sent) ** 2))
-    if reference_power > 0:
-        result.evm = float(np.sqrt(error_power / reference_power))
-    return result
+        llr = demodulate_llr(mcs_table()[mcs].modulation, symbols, variance)
+        groups.append(SoftBlocks(mcs, slots, subchannels, symbols, llr))
+    return result, groups
 
 
 def _phase_drift(
@@ -278,12 +345,3 @@ def _phase_drift(
 def effective_snr(snr: NDArray[np.floating]) -> NDArray[np.floating]:
     """SNR of equal capacity to several linear SNRs along the first axis."""
     return np.exp2(np.mean(np.log2(1.0 + snr), axis=0)) - 1.0
-
-
-@register_warmup
-def _warm_up() -> None:
-    numerology = Numerology(1e6, 64, 8, 2, 16, 8, 1)
-    mcs = np.array([0, 1])
-    blocks = {(0, k): bytes(block_bytes(numerology, k)) for k in range(2)}
-    samples = modulate_slots(numerology, 1, blocks, mcs, np.ones(2))
-    demodulate_slots(numerology, samples, mcs, np.zeros(2, np.int64))

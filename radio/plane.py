@@ -12,6 +12,7 @@ import mmap
 import os
 import secrets
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -26,6 +27,12 @@ MAX_MESSAGE_BYTES = MAX_BURST_SAMPLES * 8
 CONTROLLER_IDENTITY = b"@controller"  # no port can have this name
 INLINE = -1  # ring offset of samples that travel inside the message
 _HEADER_BYTES = 64  # [nonce 16 bytes][released samples, uint64][padding]
+
+
+# Bounds keep what a peer says inside 64-bit arithmetic.
+SampleIndex = Annotated[int, msgspec.Meta(ge=0, le=1 << 56)]
+SampleCount = Annotated[int, msgspec.Meta(ge=0, le=MAX_BURST_SAMPLES)]
+RingOffset = Annotated[int, msgspec.Meta(ge=INLINE, le=1 << 56)]
 
 
 class Word(msgspec.Struct, tag_field="t", frozen=True):
@@ -48,13 +55,13 @@ class Attached(Word, tag="attached", frozen=True):
 
 
 class Burst(Word, tag="burst", frozen=True):
-    first_sample: int
-    num_samples: int
-    ring_offset: int
+    first_sample: SampleIndex
+    num_samples: SampleCount
+    ring_offset: RingOffset
 
 
 class SilentUntil(Word, tag="silent", frozen=True):
-    sample: int
+    sample: SampleIndex
 
 
 class StandDown(Word, tag="stand-down", frozen=True):
@@ -67,16 +74,16 @@ class SetGain(Word, tag="gain", frozen=True):
 
 class Request(Word, tag="request", frozen=True):
     request_id: int
-    first_sample: int
-    num_samples: int
+    first_sample: SampleIndex
+    num_samples: SampleCount
     expected: tuple[str, ...]
 
 
 class Samples(Word, tag="samples", frozen=True):
     request_id: int
-    first_sample: int
-    num_samples: int
-    ring_offset: int
+    first_sample: SampleIndex
+    num_samples: SampleCount
+    ring_offset: RingOffset
     clipped_samples: int
 
 
@@ -143,13 +150,13 @@ def decode_word(data: bytes) -> AnyWord:
         raise PlaneError(f"a word of {len(data)} bytes exceeds the {MAX_WORD_BYTES} allowed")
     try:
         return _decoder.decode(data)
-    except msgspec.MsgspecError as exc:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise PlaneError(f"not a word of {PLANE_FORMAT}: {exc}") from exc
 
 
 def samples_from_bytes(data: bytes | memoryview, num_samples: int) -> NDArray[np.complex64]:
     """Samples that travelled inside a message, checked against the stated count."""
-    if num_samples > MAX_BURST_SAMPLES or len(data) != num_samples * 8:
+    if not 0 <= num_samples <= MAX_BURST_SAMPLES or len(data) != num_samples * 8:
         raise PlaneError(f"{len(data)} bytes are not {num_samples} samples of complex64")
     return np.frombuffer(data, np.complex64)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from radio import jit
+from radio.memory import keep_freed_memory
 
 try:
     import fcntl
@@ -25,7 +26,6 @@ KERNEL_MODULES = (
     "radio.coding.transport_block",
     "radio.grid",
     "radio.modulation",
-    "radio.phy",
     "radio.rotation",
 )
 
@@ -33,8 +33,10 @@ KERNEL_MODULES = (
 def warm_up(progress: Callable[[str], None] | None = None) -> None:
     """Import every kernel module and run what it registered; `progress` gets each module's name.
 
-    Of several processes that start together one compiles, and the others wait and load.
+    Of several processes that start together one compiles, and the others wait and load.  Memory that
+    frames will free is kept from now on, for the same reason: first touches cost time.
     """
+    keep_freed_memory()
     for name in KERNEL_MODULES:
         importlib.import_module(name)
     with _only_one():

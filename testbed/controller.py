@@ -63,7 +63,8 @@ class Controller:
         self._timeout_s = timeout_s
         self._heartbeat_s = heartbeat_s
         self._on_lost = on_lost
-        self._watcher: asyncio.Task[None] | None = None
+        self._greeted: set[str] = set()
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def welcome_all(
         self, setup_of: Callable[[str], NodeSetup], timeout_s: float
@@ -77,6 +78,8 @@ class Controller:
         """
         hellos: dict[str, Hello] = {}
         deadline = time.monotonic() + timeout_s
+        # From now on: who joined first may have to wait long for the last.
+        self._tasks.append(asyncio.create_task(self._beat(), name="heartbeats"))
         while set(hellos) != set(self.names):
             missing = sorted(set(self.names) - set(hellos))
             self._refuse_the_dead(missing)
@@ -93,6 +96,7 @@ class Controller:
                 continue
             if envelope.source in self.names and envelope.source not in hellos:
                 hellos[envelope.source] = hello
+                self._greeted.add(envelope.source)
                 await self.endpoint.send(envelope.source, Welcome(setup_of(envelope.source)))
         # Until a node is ready, silence means that it loads; its process ending means that it is gone.
         ready: dict[str, Ready] = {}
@@ -100,16 +104,14 @@ class Controller:
             missing = [name for name in self.names if name not in ready]
             self._refuse_the_dead(missing)
             try:
-                ready[missing[0]], _ = await self._answer(
-                    missing[0], Ready, timeout_s=WATCH_INTERVAL_S * 4
-                )
+                ready[missing[0]], _ = await self._answer(missing[0], Ready, timeout_s=WATCH_INTERVAL_S * 4)
             except WaitTimeoutError:
                 if time.monotonic() > deadline:
                     raise NodeError(
                         f"waited {timeout_s:.0f} s for {', '.join(missing)} to load data and model"
                     ) from None
         self.present = set(self.names)
-        self._watcher = asyncio.create_task(self._watch(), name="liveness")
+        self._tasks.append(asyncio.create_task(self._watch(), name="liveness"))
         return hellos, ready
 
     def _refuse_the_dead(self, missing: list[str]) -> None:
@@ -191,15 +193,16 @@ class Controller:
         assert isinstance(body, kind)
         return body, envelope
 
-    async def _watch(self) -> None:
-        """Keep heartbeats going both ways and detach who is silent or gone."""
-        loop = asyncio.get_running_loop()
-        next_beat = loop.time()
+    async def _beat(self) -> None:
+        """Say to everyone who was welcomed that the controller lives."""
         while True:
-            if loop.time() >= next_beat:
-                next_beat = loop.time() + self._heartbeat_s
-                for name in sorted(self.present):
-                    await self.endpoint.send(name, Heartbeat())
+            for name in sorted(self._greeted):
+                await self.endpoint.send(name, Heartbeat())
+            await asyncio.sleep(self._heartbeat_s)
+
+    async def _watch(self) -> None:
+        """Detach who is silent or gone."""
+        while True:
             gone = self._lab.gone()
             for name in sorted(self.present):
                 silence_s = self._lab.silence_s(name)
@@ -216,6 +219,7 @@ class Controller:
 
     async def _detach(self, name: str, reason: str) -> None:
         self.present.discard(name)
+        self._greeted.discard(name)
         self.lost[name] = reason
         self._on_lost(name, reason)
         self.endpoint.lose(name, reason)
@@ -228,9 +232,10 @@ class Controller:
 
     async def stop_watching(self) -> None:
         """From now on nodes may fall silent: they were told to stop."""
-        if self._watcher is not None:
-            self._watcher.cancel()
-            await asyncio.gather(self._watcher, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
 
     async def close(self) -> None:
         """Stop watching and give the endpoint back."""

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import platform
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ from radio.units import ns_to_seconds, seconds_to_ns
 from testbed.allocator.problem import AllocationError, Plan
 from testbed.config.loader import ResolvedConfig, config_hash, resolved_yaml
 from testbed.controller import Controller, NodeFailedError
-from testbed.errors import NodeError, RadioError, TestbedError, exit_code
+from testbed.errors import ExitCode, NodeError, RadioError, TestbedError, exit_code
 from testbed.launch import ProcessUsage, RunningLab
 from testbed.planner import Planner
 from testbed.record import Event, RunWriter
@@ -66,6 +67,10 @@ class StopReason(str, Enum):
 
 class NothingArrivedError(RadioError):
     """A whole round in which no client's smashed data came through the air."""
+
+
+class LinkBudgetError(RadioError):
+    """What was measured of the links leaves no way to get the clients' data through."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ class Interrupts:
 
     def __call__(self) -> None:
         self.count += 1
-        if self.count >= 2 and self.task is not None:
+        if self.count == 2 and self.task is not None:
             self.task.cancel()
 
 
@@ -177,16 +182,35 @@ class Engine:
             await self._conclude(result)
         except asyncio.CancelledError:
             if self._interrupts.count < 2:
+                await self._finish(self._failed("cancelled", ExitCode.INTERRUPTED), started)
                 raise
             result = RunResult(
                 StopReason.INTERRUPTED, "stopped at once by a second interrupt", 1, self._rounds_done
             )
-        except (TestbedError, NodesRoomError, AllocationError) as exc:
-            result = RunResult(StopReason.FAILED, str(exc), int(exit_code(exc)), self._rounds_done)
+        except (TestbedError, NodesRoomError) as exc:
+            result = self._failed(str(exc), exit_code(exc))
+        except BaseException as exc:
+            await self._finish(self._failed(f"a fault of the testbed itself: {exc!r}", ExitCode.BUG), started)
+            raise
+        await self._finish(result, started)
+        return result
+
+    def _failed(self, words: str, code: ExitCode) -> RunResult:
+        return RunResult(StopReason.FAILED, words, int(code), self._rounds_done)
+
+    async def _finish(self, result: RunResult, started_s: float) -> None:
+        """End what was started, then write why the run ended."""
         try:
             await self._stop(result)
+        except TestbedError as exc:
+            if not result.exit_code:
+                result.reason, result.words, result.exit_code = (
+                    StopReason.FAILED,
+                    str(exc),
+                    int(exit_code(exc)),
+                )
         finally:
-            result.wall_s = round(time.monotonic() - started, 3)
+            result.wall_s = round(time.monotonic() - started_s, 3)
             result.experiment_s = ns_to_seconds(self._now_ns)
             if self._latencies_s:
                 result.mean_round_latency_s = float(np.mean(self._latencies_s))
@@ -197,9 +221,11 @@ class Engine:
                     "reason": result.reason.value,
                 }
             )
-        return result
 
     async def _start(self) -> None:
+        self._write_start_document()
+        self._status("starting the air and the nodes")
+        await self._lab.open()
         self._controller = Controller(
             self._lab,
             self._run,
@@ -210,8 +236,6 @@ class Engine:
             self._on_lost,
             lambda peer, reason: self._writer.operation("refused", peer=peer, reason=reason),
         )
-        self._write_start_document()
-        self._status("starting the air and the nodes")
         launch = {board.name: board.launch for board in self._lab_config.boards}
         launch[self._server] = self._lab_config.server.launch
         local = tuple(name for name in self._names if launch[name] == "local")
@@ -230,8 +254,8 @@ class Engine:
         self._check_cuts(len(model.state_bytes))
         self._planner_or_none = Planner(self._experiment, self._lab_config, model, num_samples)
         await self._set_gains()
-        # In a thread, because the first call may compile: heartbeats must go on.
-        plan = await asyncio.to_thread(self._planner.plan, 0, self._heard(), None)
+        self._note_left_out()
+        plan = await self._plan(0, self._heard(), None)
         await self._configure(plan.cut_layer)
 
     @property
@@ -266,6 +290,32 @@ class Engine:
             )
         return present
 
+    def _note_left_out(self) -> None:
+        """Name the clients that no plan can have, because the server cannot hear them."""
+        for name in self._clients:
+            if name in self._control.present and name not in self._planner.estimates.heard:
+                words = f"{name} is left out: the server did not hear its sounding"
+                self._writer.add(Event(self._now_ns, name, "left-out", -1, {"words": words}))
+                self._status(words)
+
+    async def _plan(self, round_index: int, clients: tuple[str, ...], cut_layer: int | None) -> Plan:
+        """Ask the allocator, in a thread: the first call may compile, and heartbeats must go on.
+
+        Raises
+        ------
+        LinkBudgetError
+            No power and no subchannels bring these clients' data through.
+        """
+        try:
+            return await asyncio.to_thread(self._planner.plan, round_index, clients, cut_layer)
+        except AllocationError as exc:
+            index = re.search(r"\[(\d+)\]", exc.field)
+            who = clients[int(index[1])] if index and int(index[1]) < len(clients) else ", ".join(clients)
+            raise LinkBudgetError(
+                f"nothing can be sent in round {round_index}: there is no plan for {who} ({exc}); is a path "
+                "loss beyond the link budget, or a port muted (lab.radio.muted)?"
+            ) from exc
+
     async def _set_gains(self) -> None:
         """Sound until every receiver's strongest signal peaks where it should."""
         self._status("sounding, setting receiver gains")
@@ -281,6 +331,7 @@ class Engine:
                 dict.fromkeys(self._names, command), SoundingReport, at_ns=start_ns
             )
             settled = True
+            self._planner.estimates.heard.clear()  # with a better gain, this sounding says more
             for name, report in reports.items():
                 if isinstance(report, Exception):
                     raise NodeError(f"sounding failed: {report}") from report
@@ -316,7 +367,7 @@ class Engine:
     async def _round(self, round_index: int) -> None:
         clients = self._heard()
         solver_start = time.perf_counter()
-        plan = await asyncio.to_thread(self._planner.plan, round_index, clients, self._cut)
+        plan = await self._plan(round_index, clients, self._cut)
         solver_s = time.perf_counter() - solver_start
         if plan.cut_layer != self._cut:
             await self._move_cut(round_index, plan, clients)
@@ -516,13 +567,22 @@ class Engine:
     async def _stop(self, result: RunResult) -> None:
         """Ask everyone to stop and to say what it cost, then end what was started."""
         usages: list[ProcessUsage] = []
-        at_once = result.exit_code == 1 and self._interrupts.count >= 2
         controller = self._controller
-        if controller is not None:
-            if not at_once:
+        try:
+            if controller is not None and self._interrupts.count < 2:
                 usages = await self._collect_usage(controller, result)
-            await controller.close()
-        await self._lab.close(0.0 if at_once else STOP_TIMEOUT_S)
+        except asyncio.CancelledError:
+            if self._interrupts.count < 2:
+                raise
+        finally:
+            if controller is not None:
+                await controller.close()
+            at_once = self._interrupts.count >= 2
+            closing = asyncio.create_task(self._lab.close(0.0 if at_once else STOP_TIMEOUT_S))
+            try:
+                await asyncio.shield(closing)
+            except asyncio.CancelledError:
+                await closing
         if usages:
             self._account(result, usages)
 
@@ -702,6 +762,7 @@ def run_directory(out: Path | None, run: str) -> Path:
 __all__ = [
     "Engine",
     "Interrupts",
+    "LinkBudgetError",
     "NodeFailedError",
     "NothingArrivedError",
     "PeerLostError",

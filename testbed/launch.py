@@ -26,7 +26,7 @@ from nodes.transport.zeromq import ZmqHub
 from radio import plane
 from radio.air.process import AirReady, AirSetup
 from radio.loop_socket import LoopSocket
-from testbed.errors import NodeError, RadioError
+from testbed.errors import NodeError, RadioError, TransportError
 
 PRELOAD = ["nodes.preload", "testbed.cli"]
 AIR_START_TIMEOUT_S = 180.0  # a cold kernel cache is compiled first
@@ -72,6 +72,9 @@ class RunningLab(Protocol):
     @property
     def wire(self) -> Wire:
         """The controller's end of the control plane."""
+
+    async def open(self) -> None:
+        """Make the wire, on which nodes can join."""
 
     async def start_nodes(self, names: tuple[str, ...]) -> None:
         """Start local nodes; external ones join by themselves."""
@@ -140,14 +143,20 @@ class ProcessLab:
         return pids
 
     async def open(self) -> None:
-        """Bind the hub and start the air.
+        """Bind the hub and let the air's process begin to load.
 
         Raises
         ------
-        RadioError
-            The air did not come up; its last words are in the message.
+        TransportError
+            The hub cannot listen there.
         """
-        self._hub = ZmqHub(self._context, self._bind, self._names, self._on_refused)
+        try:
+            self._hub = ZmqHub(self._context, self._bind, self._names, self._on_refused)
+        except zmq.ZMQError as exc:
+            raise TransportError(
+                f"the controller cannot listen on {self._bind}: {exc}; does another run use it? "
+                "lab.control.bind can name another address"
+            ) from exc
         self._air = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -291,6 +300,9 @@ class InMemoryLab:
     @property
     def wire(self) -> Wire:
         return self._wire
+
+    async def open(self) -> None:
+        pass
 
     async def start_nodes(self, names: tuple[str, ...]) -> None:
         for name in names:

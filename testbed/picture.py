@@ -50,16 +50,23 @@ def draw_run(run: Run, path: Path) -> Path:
     return path
 
 
-def _typical_round(run: Run) -> int:
-    """The round whose latency is the median, the later half preferred."""
-    rounds = run.of_kind("round")
+def _typical_round(run: Run) -> int | None:
+    """The round whose latency is the median, the later half preferred; ``None`` if none came about."""
+    described = {span["round"] for span in run.of_kind("span")}
+    rounds = [entry for entry in run.of_kind("round") if entry["round"] in described]
     later = rounds[len(rounds) // 2 :]
+    if not later:
+        return None
     latencies = np.array([entry["latency_ns"] for entry in later])
     return int(later[int(np.argsort(latencies, kind="stable")[len(later) // 2])]["round"])
 
 
 def _draw_round(axes: Axes, run: Run) -> None:
     chosen = _typical_round(run)
+    if chosen is None:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "no round came about; stop.json says why", ha="center", va="center")
+        return
     spans = [span for span in run.of_kind("span") if span["round"] == chosen]
     clients = sorted({span["node"] for span in spans if span["phase"].startswith("client")})
     server = sorted({span["node"] for span in spans} - set(clients))

@@ -74,7 +74,7 @@ class RunWriter:
     def start(self, document: Mapping[str, Any], resolved_config: str) -> None:
         """Write ``run.json`` and ``config.yaml``."""
         self._write("config.yaml", resolved_config.encode())
-        self._write("run.json", _pretty({"format": RUN_FORMAT, **document}))
+        self._write("run.json", _pretty({"format": RUN_FORMAT, "events_format": EVENT_FORMAT, **document}))
 
     def add(self, event: Event) -> None:
         """Note an experiment fact; it reaches the disk at the next barrier."""
@@ -194,6 +194,10 @@ def read_run(directory: Path | str) -> Run:
     start = _read_document(path / "run.json", RUN_FORMAT)
     if start is None:
         raise StorageError(f"{path} holds no run: run.json is missing")
+    if start.get("events_format") != EVENT_FORMAT:
+        raise StorageError(
+            f"the events of {path} are {start.get('events_format')!r}; this version reads {EVENT_FORMAT}"
+        )
     events, torn_events = _read_lines(path / "events.jsonl")
     operations, torn_operations = _read_lines(path / "operations.jsonl")
     stop = _read_document(path / "stop.json", STOP_FORMAT)

@@ -61,14 +61,12 @@ async def run_experiment(
         if in_memory:
             lab = InMemoryLab(air, names)
         else:
-            processes = ProcessLab(
+            lab = ProcessLab(
                 air,
                 config.lab.control.bind,
                 names,
                 lambda peer, reason: writer.operation("refused", peer=peer, reason=reason),
             )
-            await processes.open()
-            lab = processes
         engine = Engine(config, lab, writer, run, interrupts, progress, status)
         return directory, await engine.run()
     finally:

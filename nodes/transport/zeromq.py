@@ -54,7 +54,11 @@ class ZmqHub:
         socket = context.socket(zmq.ROUTER)
         _configure(socket)
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        socket.bind(bind)
+        try:
+            socket.bind(bind)
+        except zmq.ZMQError:
+            socket.close()
+            raise
         self.endpoint: str = socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._socket = LoopSocket(socket, self._route)
 

@@ -26,6 +26,7 @@ from radio.errors import GapError, LateBurstError, RadioConfigurationError
 from radio.events import Observer, RadioEvent, RadioEventKind, ignore
 from radio.units import db_to_linear, thermal_noise_w_per_hz
 
+MAX_GAIN_DB = 400.0
 RETAINED_SAMPLES = 1 << 23  # per port: 64 MiB of bursts that some receiver has not passed yet
 
 
@@ -158,7 +159,15 @@ class AirCore:
         return self._advance()
 
     def set_rx_gain(self, name: str, rx_gain_db: float) -> None:
-        """Receiver gain [dB] for windows computed from now on."""
+        """Receiver gain [dB] for windows computed from now on.
+
+        Raises
+        ------
+        RadioConfigurationError
+            It is no number that a receiver could have.
+        """
+        if not abs(rx_gain_db) <= MAX_GAIN_DB:
+            raise RadioConfigurationError(f"a receiver gain of {rx_gain_db} dB for {name}")
         self._port(name).rx_gain_db = rx_gain_db
 
     def burst(self, name: str, first_sample: int, samples: NDArray[np.complex64]) -> list[Window]:
@@ -207,7 +216,8 @@ class AirCore:
         port = self._port(request.receiver)
         for link in self._heard_by[request.receiver]:
             source = self._port(link.parameters.transmitter)
-            if request.first_sample < source.dropped_until:
+            # Nothing was dropped at the start of a run.
+            if source.dropped_until and request.first_sample < source.dropped_until + link.max_delay_samples:
                 self._observe(RadioEvent(RadioEventKind.GAP, request.receiver, request.first_sample))
                 raise GapError(
                     f"{request.receiver} asked for samples from {request.first_sample} on, but bursts of "
@@ -234,13 +244,14 @@ class AirCore:
             )
 
     def _drop_old(self, port: _Port) -> None:
-        """Forget bursts that all receivers have passed, and the oldest beyond the retention."""
+        """Forget bursts that all attached receivers have passed, and the oldest beyond the retention."""
         name = port.parameters.name
         passed = min(
             (
                 self._ports[receiver].heard_until - max(link.max_delay_samples for link in links)
                 for receiver, links in self._heard_by.items()
-                if any(link.parameters.transmitter == name for link in links)
+                if self._ports[receiver].attached
+                and any(link.parameters.transmitter == name for link in links)
             ),
             default=0,
         )
@@ -248,8 +259,7 @@ class AirCore:
         while len(port.bursts) > 1 and (port.bursts[0].end <= passed or kept > RETAINED_SAMPLES):
             burst = port.bursts.popleft()
             kept -= burst.num_samples
-            if burst.end > passed:
-                port.dropped_until = burst.end
+            port.dropped_until = burst.end
 
     # ---------------------------------------------------------------------------- windows
     def _advance(self) -> list[Window]:

@@ -172,7 +172,7 @@ def receive_convert(
             y, y_beyond = _quantise(imaginary[n], scale, step, steps)
             in_block += np.int32(x_beyond | y_beyond)
             target[n] = complex(x, y)
-        clipped += in_block
+        clipped += int(in_block)
     return clipped
 
 
@@ -204,7 +204,7 @@ def transmit_convert(samples: NDArray[np.complex64], num_bits: int, out: NDArray
             real[n], x_beyond = _quantise(source[n].real, steps, step, steps)
             imaginary[n], y_beyond = _quantise(source[n].imag, steps, step, steps)
             in_block += np.int32(x_beyond | y_beyond)
-        clipped += in_block
+        clipped += int(in_block)
     return clipped
 
 

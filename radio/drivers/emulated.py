@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -81,6 +82,9 @@ class EmulatedRadio:
             raise RadioConfigurationError(
                 f"sample rate {config.sample_rate_hz} Hz asked for, the air runs at {self._sample_rate_hz} Hz"
             )
+        self._check_started()
+        if not math.isfinite(config.rx_gain_db):
+            raise RadioConfigurationError(f"a receiver gain of {config.rx_gain_db} dB asked for")
         low, high = RX_GAIN_RANGE_DB
         accepted = min(max(round(config.rx_gain_db), low), high)  # whole decibels, like real front ends
         await self._connection.say(plane.SetGain(accepted))
@@ -90,6 +94,11 @@ class EmulatedRadio:
         self, samples: NDArray[np.complex64], at_sample: int, end_of_burst: bool = True
     ) -> None:
         self._check_started()
+        if samples.ndim != 2 or len(samples) != self.capabilities.num_channels:
+            raise RadioError(
+                f"a burst of shape {list(samples.shape)}; this radio sends "
+                f"[{self.capabilities.num_channels}, num_samples]"
+            )
         burst = samples[0]
         if len(burst) > plane.MAX_BURST_SAMPLES:
             raise RadioError(
@@ -113,6 +122,11 @@ class EmulatedRadio:
         timeout_s: float = 30.0,
     ) -> Reception:
         self._check_started()
+        if not 0 < num_samples <= plane.MAX_BURST_SAMPLES or at_sample < 0:
+            raise RadioError(
+                f"{num_samples} samples from {at_sample} on asked for; 1..{plane.MAX_BURST_SAMPLES} samples "
+                "from 0 on can be had"
+            )
         self._next_request += 1
         request = plane.Request(self._next_request, at_sample, num_samples, tuple(sorted(expected)))
         try:
@@ -158,6 +172,17 @@ class InMemoryAir:
         self._waiting[(port, request_id)] = future
         return future
 
+    def forget(self, port: str, request_id: int) -> None:
+        """Nobody waits for this window any more."""
+        self._waiting.pop((port, request_id), None)
+
+    def fail(self, port: str, failure: RadioError) -> None:
+        """Let everything that a port waits for end with an error."""
+        for key in [key for key in self._waiting if key[0] == port]:
+            future = self._waiting.pop(key)
+            if not future.done():
+                future.set_exception(failure)
+
 
 class InMemoryConnection:
     """Connection of one port to an :class:`InMemoryAir`."""
@@ -177,9 +202,13 @@ class InMemoryConnection:
         future = self._air.wait(self._port, request.request_id)
         with self._air.account():
             self._air.deliver(apply_word(self._air.core, self._port, request, None))
-        return await future
+        try:
+            return await future
+        finally:
+            self._air.forget(self._port, request.request_id)
 
     async def detach(self) -> None:
+        self._air.fail(self._port, RadioLostError("the radio was stopped"))
         self._air.deliver(self._air.core.detach(self._port))
 
 
@@ -255,6 +284,7 @@ class ZmqConnection:
         socket.connect(self._endpoint)
         self._socket = LoopSocket(socket, self._take)
         self._attached = asyncio.get_running_loop().create_future()
+        self._failure = None  # of an earlier start
         host = plane.boot_id() if self._use_shared_memory is not False else ""
         self._socket.send([plane.encode_word(plane.Attach(self._port, host))])
         try:

@@ -31,7 +31,10 @@ from testbed.allocator.jit import kernel
 from testbed.allocator.problem import FloatArray, IntArray
 
 # Terms below exp(-CUTOFF) of the largest are left out of the smoothed derivatives.
-CUTOFF = 30.0
+CUTOFF = 14.0
+STEPS_PER_TEMPERATURE = 25
+SETTLED = 1.0  # share of the smoothing loss that a Newton step must promise to be worth taking
+SMOOTH_ENOUGH = 2e-4
 MAX_LOG_STEP = 1.5  # prices change by at most this factor's exponential in one Newton step
 # The referee of a bound may allow a relative 1e-9 in power and in thresholds.
 BOUND_SAFETY = 1e-8
@@ -377,69 +380,72 @@ def maximise_dual(
     that is zero stays zero.
     """
     size = len(prices)
-    gradient = np.empty(size)
-    hessian = np.empty((size, size))
+    gradient = np.zeros(size)
+    hessian = np.zeros((size, size))
     scaled = np.empty((size, size))
-    step = np.empty(size)
-    trial = np.empty(size)
+    step = np.zeros(size)
+    trial = prices.copy()
     best = -math.inf
     temperature = first_temperature
     iterations = 0
+    at_this_temperature = 0
+    smooth = -math.inf  # nothing accepted yet at this temperature
+    gain = 0.0
+    length = 1.0
+    shortenings = 0
     while True:
-        final = temperature <= last_temperature
-        for _ in range(12):
-            if iterations >= max_iterations:
-                break
-            iterations += 1
-            smooth, exact, entropy = evaluate_dual(prices, temperature, data, slopes, True, gradient, hessian)
-            best = max(best, exact)
-            if best > give_up_above:
-                return best, iterations
+        reached, exact, entropy = evaluate_dual(trial, temperature, data, slopes, True, gradient, hessian)
+        best = max(best, exact)
+        if best > give_up_above:
+            return best, iterations
+        if not reached >= smooth + 1e-4 * length * gain and shortenings < 12:
+            shortenings += 1
+            length *= 0.4
             for row in range(size):
-                for column in range(size):
-                    scaled[row, column] = prices[row] * hessian[row, column] * prices[column]
+                trial[row] = prices[row] * math.exp(length * step[row])
+            continue
+        prices[:] = trial
+        smooth = reached
+        for row in range(size):
+            for column in range(size):
+                scaled[row, column] = prices[row] * hessian[row, column] * prices[column]
+        for row in range(size):
+            pull = prices[row] * gradient[row]
+            step[row] = pull
+            # In logarithms the Hessian has -pull on its diagonal; its size keeps the sign right.
+            scaled[row, row] += abs(pull) + 1e-12
+            if prices[row] == 0.0:
+                scaled[row, row] = 1.0
+                step[row] = 0.0
+        if not _solve_positive(scaled, step):
             for row in range(size):
                 pull = prices[row] * gradient[row]
-                step[row] = pull
-                # In logarithms the Hessian has -pull on its diagonal; its size keeps the sign right.
-                scaled[row, row] += abs(pull) + 1e-12
-                if prices[row] == 0.0:
-                    scaled[row, row] = 1.0
-                    step[row] = 0.0
-            if not _solve_positive(scaled, step):
-                for row in range(size):
-                    step[row] = (
-                        prices[row]
-                        * gradient[row]
-                        / (
-                            prices[row] * prices[row] * hessian[row, row]
-                            + abs(prices[row] * gradient[row])
-                            + 1e-9
-                        )
-                    )
+                step[row] = pull / (prices[row] * prices[row] * hessian[row, row] + abs(pull) + 1e-9)
+        gain = 0.0
+        for row in range(size):
+            step[row] = min(MAX_LOG_STEP, max(-MAX_LOG_STEP, step[row]))
+            gain += step[row] * prices[row] * gradient[row]
+        stuck = shortenings >= 12
+        settled = gain <= max(SETTLED * temperature * entropy, tolerance)
+        at_this_temperature += 1
+        if settled or stuck or at_this_temperature >= STEPS_PER_TEMPERATURE:
+            if temperature <= last_temperature or temperature * entropy < SMOOTH_ENOUGH:
+                return best, iterations
+            temperature = max(last_temperature, 0.25 * temperature)
+            at_this_temperature = 0
+            smooth = -math.inf
             gain = 0.0
             for row in range(size):
-                step[row] = min(MAX_LOG_STEP, max(-MAX_LOG_STEP, step[row]))
-                gain += step[row] * prices[row] * gradient[row]
-            length = 1.0
-            for _ in range(12):
-                for row in range(size):
-                    trial[row] = prices[row] * math.exp(length * step[row])
-                reached, exact, _ = evaluate_dual(trial, temperature, data, slopes, False, gradient, hessian)
-                best = max(best, exact)
-                if reached >= smooth + 1e-4 * length * gain:
-                    break
-                length *= 0.4
-            else:
-                gain = 0.0
-                length = 0.0
-            if length > 0.0:
-                prices[:] = trial
-            if gain <= max(0.05 * temperature * entropy, tolerance):
-                break
-        if best > give_up_above or final or iterations >= max_iterations:
+                trial[row] = prices[row]
+            shortenings = 0
+            continue
+        if iterations >= max_iterations:
             return best, iterations
-        temperature = max(last_temperature, 0.25 * temperature)
+        iterations += 1
+        length = 1.0
+        shortenings = 0
+        for row in range(size):
+            trial[row] = prices[row] * math.exp(step[row])
 
 
 @kernel

@@ -253,13 +253,24 @@ def _solve_cut(
     constant_s, scale_s = terms.constant_s, units.time_s
     data, levels = units.data(terms), units.levels
     num_subchannels = problem.num_subchannels
-    # Where balanced turns found nothing, a third of a typical latency is a start as good as any.
-    guess1 = candidate.uplink_s / scale_s if math.isfinite(candidate.uplink_s) else data.forward.max() + 0.3
-    guess2 = (
-        candidate.downlink_s / scale_s if math.isfinite(candidate.downlink_s) else data.backward.max() + 0.3
-    )
-    prices = _starting_prices(data, candidate.assignment, candidate.psd / units.psd_w_per_hz, guess1, guess2)
+    # Compute alone, without a bit on the air, is a bound too.
+    floor1, floor2 = float(data.forward.max()), float(data.backward.max())
     room = (incumbent_s - constant_s) / scale_s if math.isfinite(incumbent_s) else math.inf
+    if floor1 + floor2 > room * (1 + 2 * BOUND_SAFETY):
+        bound_s = (constant_s + (floor1 + floor2) * scale_s) * (1 - BOUND_SAFETY)
+        return CutOutcome(bound_s, candidate.latency_s, searched=False), None
+    # Prices as if the cut were just as good as the best so far: only then is it of interest.
+    spare1, spare2 = candidate.uplink_s / scale_s - floor1, candidate.downlink_s / scale_s - floor2
+    if not math.isfinite(spare1 + spare2) or spare1 + spare2 <= 0:
+        spare1 = spare2 = 0.5
+    spare = max(1e-3, min(spare1 + spare2, room - floor1 - floor2)) / (spare1 + spare2)
+    prices = _starting_prices(
+        data,
+        candidate.assignment,
+        candidate.psd / units.psd_w_per_hz,
+        floor1 + spare * spare1,
+        floor2 + spare * spare2,
+    )
     temperature = LAST_TEMPERATURE / num_subchannels
     bound, _ = maximise_dual(
         prices,
@@ -271,7 +282,7 @@ def _solve_cut(
         MAX_NEWTON_STEPS,
         NEWTON_TOLERANCE,
     )
-    bound_s = (constant_s + bound * scale_s) * (1 - BOUND_SAFETY)
+    bound_s = (constant_s + max(bound, floor1 + floor2) * scale_s) * (1 - BOUND_SAFETY)
     if bound_s > incumbent_s:
         return CutOutcome(bound_s, candidate.latency_s, searched=False), None
 

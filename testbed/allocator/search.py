@@ -28,6 +28,7 @@ from testbed.allocator.problem import FloatArray, IntArray
 
 HOPELESS = 1e9  # stands for an infinite power or time, so that differences stay defined
 OPTIONS_PER_SUBCHANNEL = 6
+SWAP_BUDGET = 0.05
 WIDEST_GAP = 1.0  # of a typical latency: aims stay finite before anything feasible is known
 LEAST_GAIN = 1e-9  # improvements below this share of a typical latency are not pursued
 
@@ -54,10 +55,10 @@ class Levels(NamedTuple):
 @kernel
 def _shannon_need(
     client: int, rate: float, skip: int, extra: int, own: IntArray, count: int, data: CutData
-) -> float:
-    """Return the least power for a rate on the client's subchannels, without `skip`, with `extra`."""
+) -> tuple[float, float]:
+    """Return (least power, marginal power) for a rate on the client's, without `skip`, with `extra`."""
     if rate <= 0.0:
-        return 0.0
+        return 0.0, 0.0
     total_width = 0.0
     inverse = 0.0
     log_quality = 0.0
@@ -86,8 +87,9 @@ def _shannon_need(
         log_quality += data.width[k] * log_own
         log_level = (rate - log_quality) / total_width
     if total_width == 0.0 or log_level > 60.0:
-        return HOPELESS
-    return max(0.0, math.exp(log_level) * total_width - inverse)
+        return HOPELESS, HOPELESS
+    level = math.exp(log_level)
+    return max(0.0, level * total_width - inverse), level
 
 
 @kernel
@@ -282,27 +284,31 @@ def _demand(
     tau1: float,
     data: CutData,
     levels: Levels,
-) -> tuple[float, float]:
-    """Return (power within the client's limit, how much later than tau1 its uplink ends)."""
+) -> tuple[float, float, float]:
+    """Return (power within the client's limit, lateness of its uplink after tau1, marginal power).
+
+    The marginal is what one more unit of rate takes; 0 at the limit.
+    """
     limit = data.max_power[client]
     if rate[client] <= 0.0:
-        return 0.0, 0.0
+        return 0.0, 0.0, 0.0
+    list_, held = own[client], count[client]
     shannon = len(levels.slopes) == 0
     if shannon:
-        power = _shannon_need(client, rate[client], skip, extra, own[client], count[client], data)
+        power, marginal = _shannon_need(client, rate[client], skip, extra, list_, held, data)
     else:
-        power = _mcs_need(
-            client, rate[client], skip, extra, own[client], count[client], data, levels, price[client]
-        )[0]
+        power, marginal = _mcs_need(
+            client, rate[client], skip, extra, list_, held, data, levels, price[client]
+        )
     if power <= limit:
-        return power, 0.0
+        return power, 0.0, marginal
     if shannon:
-        reach = _shannon_reach(client, limit, skip, extra, own[client], count[client], data)
+        reach = _shannon_reach(client, limit, skip, extra, list_, held, data)
     else:
-        reach = _mcs_reach(client, limit, skip, extra, own[client], count[client], data, levels)
+        reach = _mcs_reach(client, limit, skip, extra, list_, held, data, levels)
     if reach <= 1e-12:
-        return limit, HOPELESS
-    return limit, max(0.0, data.forward[client] + data.payload[client] / reach - tau1)
+        return limit, HOPELESS, 0.0
+    return limit, max(0.0, data.forward[client] + data.payload[client] / reach - tau1), 0.0
 
 
 @kernel
@@ -383,7 +389,7 @@ def descend(
     data: CutData,
     levels: Levels,
     reduced: FloatArray,
-    threshold: float,
+    threshold: FloatArray,
     max_steps: int,
 ) -> int:
     """Improve an assignment in place until no move or swap lowers the merit; return the steps.
@@ -393,7 +399,7 @@ def descend(
     power_price
         nu_0 of the dual.
     reduced
-        Reduced costs ``[C, M]``; owners above `threshold` are not considered.
+        Reduced costs ``[C, M]``; client i is considered up to ``threshold[i]``.
     """
     num_clients, num_subchannels = data.quality.shape
     own = np.empty((num_clients, num_subchannels), np.int64)
@@ -408,7 +414,7 @@ def descend(
     num_options = np.zeros(num_subchannels, np.int64)
     for k in range(num_subchannels):
         for i in range(num_clients):
-            if reduced[i, k] <= threshold:
+            if reduced[i, k] <= threshold[i]:
                 options[k, num_options[k]] = i
                 num_options[k] += 1
 
@@ -416,25 +422,12 @@ def descend(
     price = np.zeros(num_clients)
     power = np.zeros(num_clients)
     late = np.zeros(num_clients)  # uplink and downlink
-    slope = 0.0
     for i in range(num_clients):
         if data.payload[i] > 0.0:
-            spare = max(tau1 - data.forward[i], 1e-9)
-            rate[i] = data.payload[i] / spare
-            if len(levels.slopes) == 0:
-                least = _shannon_need(i, rate[i], -1, -1, own[i], count[i], data)
-                more = _shannon_need(i, rate[i] * 1.0001, -1, -1, own[i], count[i], data)
-                marginal = (more - least) / (rate[i] * 0.0001)
-            else:
-                least, price[i] = _mcs_need(
-                    i, rate[i], -1, -1, own[i], count[i], data, levels, 1.0 / data.quality[i].max()
-                )
-                marginal = price[i]
-            if least <= data.max_power[i]:
-                slope += marginal * rate[i] / spare
-        power[i], late[i] = _demand(i, -1, -1, own, count, rate, price, tau1, data, levels)
-        late[i] += _late(i, down[i], tau2, data)
-    excess_price = max(power_price, 1.0 / slope if slope > 0.0 else 1.0)
+            rate[i] = data.payload[i] / max(tau1 - data.forward[i], 1e-9)
+            price[i] = 1.0 / data.quality[i].max()
+    excess_price = -1.0
+    swap_budget = SWAP_BUDGET * threshold.max()
 
     # Power and lateness of each uplink with one subchannel less (its own) or more (any other).
     new_power = np.zeros((num_clients, num_subchannels))
@@ -443,21 +436,37 @@ def descend(
     steps = 0
     cursor = 0
     while steps < max_steps:
+        slope = 0.0
         for i in range(num_clients):
-            if stale[i]:
-                for k in range(num_subchannels):
+            if not stale[i]:
+                continue
+            stale[i] = False
+            # As it is, then with each change.
+            for k in range(-1, num_subchannels):
+                skip = extra = -1
+                rest = down[i]
+                if k >= 0:
                     if owner[k] == i:
-                        if count[i] > 1:
-                            new_power[i, k], new_late[i, k] = _demand(
-                                i, k, -1, own, count, rate, price, tau1, data, levels
-                            )
-                            new_late[i, k] += _late(i, down[i] - data.down_rate[i, k], tau2, data)
-                    elif reduced[i, k] <= threshold:
-                        new_power[i, k], new_late[i, k] = _demand(
-                            i, -1, k, own, count, rate, price, tau1, data, levels
-                        )
-                        new_late[i, k] += _late(i, down[i] + data.down_rate[i, k], tau2, data)
-                stale[i] = False
+                        if count[i] <= 1:
+                            continue
+                        skip = k
+                        rest -= data.down_rate[i, k]
+                    elif reduced[i, k] <= threshold[i]:
+                        extra = k
+                        rest += data.down_rate[i, k]
+                    else:
+                        continue
+                need, later, marginal = _demand(i, skip, extra, own, count, rate, price, tau1, data, levels)
+                later += _late(i, rest, tau2, data)
+                if k >= 0:
+                    new_power[i, k], new_late[i, k] = need, later
+                else:
+                    power[i], late[i] = need, later
+                    if marginal > 0.0:
+                        price[i] = marginal
+                        slope += marginal * rate[i] / max(tau1 - data.forward[i], 1e-9)
+        if excess_price < 0.0:
+            excess_price = max(power_price, 1.0 / slope if slope > 0.0 else 1.0)
         total = power.sum()
         charge = _charge(total, power_price, excess_price)
         # The best single move.
@@ -496,7 +505,11 @@ def descend(
                         continue
                     for position in range(count[j]):
                         other = own[j, position]
-                        if reduced[i, other] > threshold:
+                        if reduced[i, other] > threshold[i]:
+                            continue
+                        # What the dual says such a swap loses.
+                        loss = reduced[j, k] - reduced[i, k] + reduced[i, other] - reduced[j, other]
+                        if loss > swap_budget:
                             continue
                         won = charge + late[i] + late[j]
                         won -= _late(i, down[i] - data.down_rate[i, k] + data.down_rate[i, other], tau2, data)
@@ -506,14 +519,19 @@ def descend(
                         least = rest + new_power[i, other] + new_power[j, k]
                         if won - _charge(least, power_price, excess_price) <= gain:
                             continue
-                        need, later = _demand(i, k, other, own, count, rate, price, tau1, data, levels)
-                        won -= later
-                        rest += need
-                        least = rest + new_power[j, k]
-                        if won - _charge(least, power_price, excess_price) <= gain:
+                        for side in range(2):
+                            who, gone, gained = (i, k, other) if side == 0 else (j, other, k)
+                            need, later, _ = _demand(
+                                who, gone, gained, own, count, rate, price, tau1, data, levels
+                            )
+                            won -= later
+                            rest += need
+                            least = rest + new_power[j, k] if side == 0 else rest
+                            if won - _charge(least, power_price, excess_price) <= gain:
+                                break
+                        won -= _charge(rest, power_price, excess_price)
+                        if side == 0:
                             continue
-                        need, later = _demand(j, other, k, own, count, rate, price, tau1, data, levels)
-                        won -= later + _charge(rest + need, power_price, excess_price)
                         if won > gain:
                             gain, move_k, move_to, swap_k = won, k, j, other
                 if swap_k >= 0:
@@ -534,13 +552,9 @@ def descend(
         _place(own, count, j, move_k, data)
         down[j] += data.down_rate[j, move_k]
         owner[move_k] = j
-        for touched in (i, j):
-            if touched >= 0:
-                stale[touched] = True
-                power[touched], late[touched] = _demand(
-                    touched, -1, -1, own, count, rate, price, tau1, data, levels
-                )
-                late[touched] += _late(touched, down[touched], tau2, data)
+        if i >= 0:
+            stale[i] = True
+        stale[j] = True
         steps += 1
     return steps
 
@@ -553,7 +567,9 @@ def _draw(state: IntArray, limit: int) -> int:
 
 
 @kernel
-def _perturb(owner: IntArray, changes: int, reduced: FloatArray, threshold: float, state: IntArray) -> None:
+def _perturb(
+    owner: IntArray, changes: int, reduced: FloatArray, threshold: FloatArray, state: IntArray
+) -> None:
     """Give a few subchannels to other plausible owners; everyone keeps one."""
     num_clients, num_subchannels = reduced.shape
     count = np.zeros(num_clients, np.int64)
@@ -563,7 +579,7 @@ def _perturb(owner: IntArray, changes: int, reduced: FloatArray, threshold: floa
     for _ in range(200):
         k = _draw(state, num_subchannels)
         j = _draw(state, num_clients)
-        if reduced[j, k] <= threshold and owner[k] != j and (owner[k] < 0 or count[owner[k]] > 1):
+        if reduced[j, k] <= threshold[j] and owner[k] != j and (owner[k] < 0 or count[owner[k]] > 1):
             if owner[k] >= 0:
                 count[owner[k]] -= 1
             owner[k] = j
@@ -582,7 +598,7 @@ def _settle(
     data: CutData,
     levels: Levels,
     reduced: FloatArray,
-    threshold: float,
+    threshold: FloatArray,
     rounds: int,
 ) -> tuple[float, float]:
     """Descend, re-centre tau1 on the result, and repeat while it pays; return its exact deadlines."""
@@ -638,7 +654,7 @@ def search(
     state
         Of the pseudo-random generator ``[1]``.
     """
-    num_subchannels = data.quality.shape[1]
+    num_clients, num_subchannels = data.quality.shape
     best1, best2 = math.inf, math.inf
     best = starts[0].copy()
     for s in range(len(starts)):
@@ -649,35 +665,34 @@ def search(
     # A handful of owners per subchannel: at large sizes the gap alone rules out nobody.
     flat = np.sort(reduced.copy().reshape(-1))
     plausible = flat[min(len(flat) - 1, OPTIONS_PER_SUBCHANNEL * num_subchannels)]
-    for s in range(len(starts)):
-        for trial_number in range(3):
-            gap = min(best1 + best2 - bound, WIDEST_GAP)
-            if gap <= good_enough * bound:
-                break
-            trial = starts[s].copy() if trial_number == 0 else best.copy()
-            aim2 = tau2 + gap * (0.15 + 0.25 * trial_number)
-            aim1 = tau1 + gap * 0.4
-            limit = min(plausible, gap)
-            new1, new2 = _settle(trial, aim1, aim2, power_price, data, levels, reduced, limit, 4)
-            if new1 + new2 < best1 + best2:
-                best1, best2 = new1, new2
-                best[:] = trial
+    # And for everyone a few times what it needs.
+    own_plausible = np.empty(num_clients)
+    own_options = min(num_subchannels - 1, 4 + 3 * num_subchannels // num_clients)
+    for i in range(num_clients):
+        own_plausible[i] = max(plausible, np.sort(reduced[i])[own_options])
     current = best.copy()
     current1, current2 = best1, best2
-    for kick in range(kicks):
+    opening = 3 * len(starts)
+    for turn in range(opening + kicks):
         gap = min(best1 + best2 - bound, WIDEST_GAP)
         if gap <= good_enough * bound:
             break
-        limit = min(plausible, gap)
-        trial = current.copy()
-        if kick % 2 == 1:
-            _perturb(trial, 2 + _draw(state, 3), reduced, limit, state)
-        # Aim between bound and incumbent, the room divided at random: each aim is another landscape.
-        room = 0.01 * (30 + _draw(state, 70))
-        share = 0.01 * _draw(state, 100)
-        aim1 = tau1 + room * (1.0 - share) * gap
-        aim2 = tau2 + room * share * gap
-        new1, new2 = _settle(trial, aim1, aim2, power_price, data, levels, reduced, limit, 2)
+        limit = np.minimum(own_plausible, gap)
+        if turn < opening:
+            trial = starts[turn // 3].copy() if turn % 3 == 0 else best.copy()
+            aim1 = tau1 + 0.4 * gap
+            aim2 = tau2 + (0.15 + 0.25 * (turn % 3)) * gap
+        else:
+            trial = current.copy()
+            if turn % 2 == 1:
+                _perturb(trial, 2 + _draw(state, 3), reduced, limit, state)
+            # Aim between bound and incumbent, the room divided at random: other aims, other landscapes.
+            room = 0.01 * (30 + _draw(state, 70))
+            share = 0.01 * _draw(state, 100)
+            aim1 = tau1 + room * (1.0 - share) * gap
+            aim2 = tau2 + room * share * gap
+        rounds = 4 if turn < opening else 2
+        new1, new2 = _settle(trial, aim1, aim2, power_price, data, levels, reduced, limit, rounds)
         if new1 + new2 < current1 + current2 + 0.1 * gap:
             current1, current2 = new1, new2
             current[:] = trial
