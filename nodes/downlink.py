@@ -129,7 +129,6 @@ async def server_send(
                 round_index=round_index,
                 at_ns=permit_ns,
             )
-    await context.radio.silent_until(first_slot * numerology.slot_samples)
     position = first_slot
     unsettled: list[int] = []  # frames that clients listen to and whose acknowledgements are open
     listed = first_slot // slots  # frames before this one are settled or among the unsettled
@@ -141,9 +140,9 @@ async def server_send(
             # Nothing to say before the next acknowledgements, so be silent until they are there.
             answer_ns = numerology.frame_start_ns(unsettled[0] + 1) + link.ack_delay_ns
             position = max(position, numerology.next_slot(answer_ns))
+            await context.radio.silent_until(position * numerology.slot_samples)
         unsettled.extend(range(listed, position // slots))
         listed = position // slots
-        await context.radio.silent_until(position * numerology.slot_samples)
         position_ns = numerology.slot_start_ns(position)
         while unsettled:
             due_ns = numerology.frame_start_ns(unsettled[0] + 1) + link.ack_delay_ns
@@ -165,8 +164,11 @@ async def server_send(
         frame_ns = numerology.frame_start_ns(frame)
         with context.ledger.account("modem"):
             samples = _modulate_frame(context, streams, frame, offset, frame_ns, amplitude)
-        await context.radio.transmit(samples[None, :], position * numerology.slot_samples)
-        await context.radio.silent_until((frame + 1) * numerology.frame_samples)
+        await context.radio.transmit(
+            samples[None, :],
+            position * numerology.slot_samples,
+            silent_until=(frame + 1) * numerology.frame_samples,
+        )
         unsettled.append(frame)
         listed = frame + 1
         position = listed * slots
@@ -399,26 +401,28 @@ async def client_receive(
             samples = rotate(reception.samples[0], first_sample, -cycles_per_sample)
             received = demodulate_slots(numerology, samples, history.at(frame_ns), owner)
             received.blocks = {(slot + offset, k): block for (slot, k), block in received.blocks.items()}
-        places = set()
-        for (slot, k), block in sorted(received.blocks.items()):
-            if outcome.receiver.accept(block):
-                places.add((slot, k))
-                if outcome.complete_ns is None and outcome.receiver.complete:
-                    outcome.complete_ns = numerology.slot_start_ns(frame * slots + slot + 1)
-        outcome.snr.add(received)
-        outcome.blocks_ok += len(received.blocks)
-        outcome.blocks_failed += int(received.attempted.sum()) - len(received.blocks)
-        if np.isfinite(received.evm):
-            evms.append(received.evm)
+            places = set()
+            for (slot, k), block in sorted(received.blocks.items()):
+                if outcome.receiver.accept(block):
+                    places.add((slot, k))
+                    if outcome.complete_ns is None and outcome.receiver.complete:
+                        outcome.complete_ns = numerology.slot_start_ns(frame * slots + slot + 1)
+            outcome.snr.add(received)
+            outcome.blocks_ok += len(received.blocks)
+            outcome.blocks_failed += int(received.attempted.sum()) - len(received.blocks)
+            if np.isfinite(received.evm):
+                evms.append(received.evm)
+            snr_db = _report_snr(received.snr, received.attempted, subchannels)
+            bitmap = pack_places(places, slots, num)
         ack_ns = await context.clock.reach(numerology.frame_start_ns(frame + 1) + link.ack_delay_ns)
         await context.endpoint.send(
             server,
             FrameAck(
                 stream,
                 frame,
-                pack_places(places, slots, num),
+                bitmap,
                 complete=outcome.complete_ns is not None,
-                snr_db=_report_snr(received.snr, received.attempted, subchannels),
+                snr_db=snr_db,
             ),
             round_index=round_index,
             at_ns=ack_ns,

@@ -82,8 +82,9 @@ async def server_sounding(
         amplitude = float(context.amplitude(context.name, psd)[0])
         burst = grid_to_samples(numerology, sounding_grid(numerology, amplitude))
     downlink_sample = times.downlink_slot * numerology.slot_samples
-    await context.radio.transmit(burst[None, :], downlink_sample)
-    await context.radio.silent_until(times.end_slot * numerology.slot_samples)
+    await context.radio.transmit(
+        burst[None, :], downlink_sample, silent_until=times.end_slot * numerology.slot_samples
+    )
     sounding_ns = numerology.samples_to_ns(downlink_sample + len(burst))
     context.timeline.add(
         "sounding-downlink",
@@ -160,9 +161,8 @@ async def client_sounding(
         numerology.samples_to_ns(first + num_samples),
         cfo_hz=context.cfo_hz,
     )
-    await context.radio.transmit(burst[None, :], own_sample)
     end_sample = times.end_slot * numerology.slot_samples
-    await context.radio.silent_until(end_sample)
+    await context.radio.transmit(burst[None, :], own_sample, silent_until=end_sample)
     context.timeline.add(
         "sounding-uplink",
         Resource.TRANSMITTER,

@@ -135,7 +135,8 @@ def fill_blocks(
 async def announceable_slot(context: NodeContext, slot: int) -> int:
     """The first slot from ``slot`` on that can still be announced in time."""
     numerology, lead_ns = context.numerology, context.clock.lead_ns
-    now_ns = await context.clock.reach(numerology.slot_start_ns(slot) - lead_ns)
+    # A lead earlier than needed: who sleeps on the wall wakes up a little late.
+    now_ns = await context.clock.reach(numerology.slot_start_ns(slot) - 2 * lead_ns)
     return max(slot, numerology.next_slot(now_ns + lead_ns))
 
 
@@ -178,7 +179,6 @@ async def client_send(
     await context.endpoint.send(
         server, UplinkIntent(stream, first_slot), round_index=round_index, at_ns=start_ns
     )
-    await context.radio.silent_until(first_slot * numerology.slot_samples)
     position = first_slot
     first_sent_ns: int | None = None
     last_sent_ns = numerology.slot_start_ns(first_slot)
@@ -191,7 +191,7 @@ async def client_send(
             # Nothing to say before the next acknowledgement, so be silent until it is there.
             answer_ns = numerology.frame_start_ns(in_flight[0] + 1) + context.link.ack_delay_ns
             position = max(position, numerology.next_slot(answer_ns))
-        await context.radio.silent_until(position * numerology.slot_samples)
+            await context.radio.silent_until(position * numerology.slot_samples)
         position_ns = numerology.slot_start_ns(position)
         for frame in in_flight:
             if numerology.frame_start_ns(frame + 1) + context.link.ack_delay_ns > position_ns:
@@ -229,8 +229,8 @@ async def client_send(
             shifted = {(slot - offset, k): block for (slot, k), block in blocks.items()}
             samples = modulate_slots(numerology, used, shifted, mcs, amplitude)
             samples = rotate(samples, at_sample, context.cfo_hz / numerology.sample_rate_hz, out=samples)
-        await context.radio.transmit(samples[None, :], at_sample)
-        await context.radio.silent_until((frame + 1) * numerology.frame_samples)
+        end_sample = (frame + 1) * numerology.frame_samples
+        await context.radio.transmit(samples[None, :], at_sample, silent_until=end_sample)
         sender.report.airtime_samples += len(samples)
         sender.report.frames += 1
         if first_sent_ns is None:
@@ -368,11 +368,15 @@ async def server_receive(
         with context.ledger.account("modem"):
             received = demodulate_slots(numerology, reception.samples[0], mcs, owner)
             received.blocks = {(slot + offset, k): block for (slot, k), block in received.blocks.items()}
+            decoded = {
+                name: _take_blocks(numerology, received, state, frame) for name, state in active.items()
+            }
+            for state in active.values():
+                _note_quality(received, state)
         end_ns = numerology.frame_start_ns(frame + 1)
         ack_ns = await context.clock.reach(end_ns + context.link.ack_delay_ns)
         for name, state in active.items():
-            places = _take_blocks(numerology, received, state, frame)
-            _note_quality(received, state)
+            places = decoded[name]
             lost = context.endpoint.lost.get(name)
             if lost is not None:
                 state.failure = f"{name} is lost: {lost}"
@@ -384,15 +388,20 @@ async def server_receive(
                     f"{state.receiver.received_bytes} bytes of its {stream} had arrived"
                 )
             elif state.open and end_ns > deadline_ns:
-                state.failure = f"{name} missed the round's deadline with {state.receiver.received_bytes} bytes of its {stream}"
-            next_mcs = _adapt(context, received, state)
+                state.failure = (
+                    f"{name} missed the round's deadline with {state.receiver.received_bytes} bytes of "
+                    f"its {stream}"
+                )
+            with context.ledger.account("modem"):
+                next_mcs = _adapt(context, received, state)
+                bitmap = pack_places(places, slots, num)
             state.history.entries.append((ack_ns, subchannel_array(num, state.subchannels, next_mcs)))
             await context.endpoint.send(
                 name,
                 FrameAck(
                     stream,
                     frame,
-                    pack_places(places, slots, num),
+                    bitmap,
                     complete=state.complete_ns is not None,
                     give_up=bool(state.failure),
                     mcs_index=tuple(int(value) for value in next_mcs),

@@ -55,9 +55,12 @@ class Attached(Word, tag="attached", frozen=True):
 
 
 class Burst(Word, tag="burst", frozen=True):
+    """Samples, and a promise of silence behind them (0: none)."""
+
     first_sample: SampleIndex
     num_samples: SampleCount
     ring_offset: RingOffset
+    silent_until: SampleIndex = 0
 
 
 class SilentUntil(Word, tag="silent", frozen=True):

@@ -151,7 +151,8 @@ def picture(
 def main() -> None:
     """Entry of the command: errors in words on standard error, exit codes as documented."""
     try:
-        app(standalone_mode=False)
+        # Outside of its standalone mode, the parser returns the code of an Exit in place of raising it.
+        code = app(standalone_mode=False)
     except typer.Exit as exc:
         sys.exit(exc.exit_code)
     except typer.Abort:
@@ -162,8 +163,10 @@ def main() -> None:
     except TestbedError as exc:
         sys.stderr.write(f"testbed: {exc}\n")
         sys.exit(int(exit_code(exc)))
-    except Exception as exc:
+    except Exception as exc:  # noqa: BLE001 - the last place where anything can be put into words
         _other(exc)
+    else:
+        sys.exit(code or 0)
 
 
 def _other(exc: Exception) -> None:

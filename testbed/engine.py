@@ -112,9 +112,12 @@ class Interrupts:
     def __init__(self) -> None:
         self.count = 0
         self.task: asyncio.Task[Any] | None = None
+        self.say: Callable[[str], None] = lambda words: None
 
     def __call__(self) -> None:
         self.count += 1
+        if self.count == 1:
+            self.say("interrupted: finishing the round; once more stops now")
         if self.count == 2 and self.task is not None:
             self.task.cancel()
 
@@ -153,6 +156,7 @@ class Engine:
         self._names = (*self._clients, self._server)
         self._latency_ns = seconds_to_ns(config.lab.control.latency_s)
         self._now_ns = 0
+        self._epoch_ns = 0
         self._cut = 0
         self._latencies_s: list[float] = []
         self._rounds_done = 0
@@ -240,7 +244,7 @@ class Engine:
         launch[self._server] = self._lab_config.server.launch
         local = tuple(name for name in self._names if launch[name] == "local")
         await self._lab.start_nodes(local)
-        epoch_ns = time.monotonic_ns()
+        epoch_ns = self._epoch_ns = time.monotonic_ns()
 
         def setup_of(name: str) -> Any:
             return node_setup(
@@ -290,6 +294,14 @@ class Engine:
             )
         return present
 
+    def _catch_up(self) -> int:
+        """Experiment time [ns]; on wall time it has gone on while the controller was at work."""
+        clock = self._lab_config.clock
+        if clock.kind == "wall":
+            passed_ns = int((time.monotonic_ns() - self._epoch_ns) / clock.slow_motion)
+            self._now_ns = max(self._now_ns, passed_ns)
+        return self._now_ns
+
     def _note_left_out(self) -> None:
         """Name the clients that no plan can have, because the server cannot hear them."""
         for name in self._clients:
@@ -320,7 +332,7 @@ class Engine:
         """Sound until every receiver's strongest signal peaks where it should."""
         self._status("sounding, setting receiver gains")
         for attempt in range(MAX_GAIN_SOUNDINGS):
-            start_ns = self._now_ns + self._latency_ns
+            start_ns = self._catch_up() + self._latency_ns
             command = SoundingStart(
                 start_ns,
                 self._planner.downlink_psd_w_per_hz,
@@ -371,7 +383,7 @@ class Engine:
         solver_s = time.perf_counter() - solver_start
         if plan.cut_layer != self._cut:
             await self._move_cut(round_index, plan, clients)
-        start_ns = self._now_ns + self._latency_ns
+        start_ns = self._catch_up() + self._latency_ns
         self._note_plan(round_index, start_ns, plan, clients)
         grant = self._planner.grant(plan, clients, start_ns, self._cut, self._cut)
         command = RoundStart(grant)
@@ -474,7 +486,7 @@ class Engine:
         """Move the cut over the air; shallower moves merge diverged copies, so loss is noted."""
         shallower = plan.cut_layer < self._cut
         before = await self._evaluate("validation", clients) if shallower else None
-        start_ns = self._now_ns + self._latency_ns
+        start_ns = self._catch_up() + self._latency_ns
         grant = self._planner.grant(plan, clients, start_ns, plan.cut_layer, self._cut)
         reports = await self._control.ask_all(
             {name: CutMove(grant) for name in (*clients, self._server)},

@@ -41,7 +41,7 @@ def spectral_efficiency(problem: Problem, snr: ArrayLike, rate_model: RateModel)
     values = np.asarray(snr, dtype=np.float64)
     if rate_model is RateModel.SHANNON:
         return np.asarray(np.log1p(values) / np.log(2.0))
-    efficiency, thresholds = problem.mcs_steps()
+    efficiency, thresholds = problem.mcs_steps
     reached = np.searchsorted(thresholds, values * (1 + RELATIVE_TOLERANCE), side="right")
     return np.concatenate(([0.0], efficiency))[reached]
 
@@ -148,42 +148,41 @@ def _checked_decision(
     return owners.astype(np.int64), densities
 
 
-def client_times(
-    problem: Problem, cut: int, assignment: ArrayLike, psd: ArrayLike, rate_model: RateModel
-) -> tuple[FloatArray, FloatArray, CutTerms]:
-    """Return (T_F + T_U, T_D + T_B) of each client ``[C]`` [s], and the terms of the cut.
+def assigned_times(
+    problem: Problem,
+    terms: CutTerms,
+    down_bps: FloatArray,
+    owners: IntArray,
+    psd: FloatArray,
+    rate_model: RateModel,
+) -> tuple[FloatArray, FloatArray]:
+    """Return (T_F + T_U, T_D + T_B) of each client ``[C]`` [s] for a decision that is in order.
 
-    Raises
-    ------
-    AllocationError
-        For a decision of the wrong shape or type.  Power limits are not checked here.
+    Parameters
+    ----------
+    terms, down_bps
+        From :func:`cut_terms` and :func:`downlink_rates`, made once for many decisions.
     """
-    owners, densities = _checked_decision(problem, cut, assignment, psd)
     used = np.flatnonzero(owners >= 0)
     owner = owners[used]
-    down = downlink_rates(problem, rate_model)
-    terms = cut_terms(problem, cut, broadcast_rate(problem, down))
-    snr = densities[used] * problem.uplink_snr_per_psd[owner, used]
+    snr = psd[used] * problem.uplink_snr_per_psd[owner, used]
     rates = problem.bandwidth_hz[used] * spectral_efficiency(problem, snr, rate_model)
     up_bps = per_client(problem, owner, rates)
-    down_bps = per_client(problem, owner, down[owner, used])
-    up = terms.forward_s + _seconds(terms.uplink_bits, up_bps)
-    return up, terms.backward_s + _seconds(terms.unicast_bits, down_bps), terms
+    down = per_client(problem, owner, down_bps[owner, used])
+    up_s = terms.forward_s + _seconds(terms.uplink_bits, up_bps)
+    return up_s, terms.backward_s + _seconds(terms.unicast_bits, down)
 
 
-def evaluate(
-    problem: Problem, cut: int, assignment: ArrayLike, psd: ArrayLike, rate_model: RateModel
+def assigned_latency(
+    problem: Problem,
+    terms: CutTerms,
+    down_bps: FloatArray,
+    owners: IntArray,
+    psd: FloatArray,
+    rate_model: RateModel,
 ) -> tuple[float, dict[str, float]]:
-    """Return the latency of a decision [s] and its phases (:data:`PHASES`), which add up to it.
-
-    Infinite where bits must flow and no rate carries them.
-
-    Raises
-    ------
-    AllocationError
-        For a decision of the wrong shape or type.  Power limits are :func:`violations`' task.
-    """
-    up, down, terms = client_times(problem, cut, assignment, psd, rate_model)
+    """Return what :func:`evaluate` does, for a decision in order; see :func:`assigned_times`."""
+    up, down = assigned_times(problem, terms, down_bps, owners, psd, rate_model)
     phases = dict(
         zip(
             PHASES,
@@ -198,6 +197,24 @@ def evaluate(
         )
     )
     return sum(phases.values()), phases
+
+
+def evaluate(
+    problem: Problem, cut: int, assignment: ArrayLike, psd: ArrayLike, rate_model: RateModel
+) -> tuple[float, dict[str, float]]:
+    """Return the latency of a decision [s] and its phases (:data:`PHASES`), which add up to it.
+
+    Infinite where bits must flow and no rate carries them.
+
+    Raises
+    ------
+    AllocationError
+        For a decision of the wrong shape or type.  Power limits are :func:`violations`' task.
+    """
+    owners, densities = _checked_decision(problem, cut, assignment, psd)
+    down_bps = downlink_rates(problem, rate_model)
+    terms = cut_terms(problem, cut, broadcast_rate(problem, down_bps))
+    return assigned_latency(problem, terms, down_bps, owners, densities, rate_model)
 
 
 def violations(problem: Problem, assignment: ArrayLike, psd: ArrayLike) -> list[str]:
@@ -236,8 +253,10 @@ def explain(
     runner_up
         The next-best cut and its latency [s], as the method found it.
     """
-    up, down, _ = client_times(problem, cut, assignment, psd, rate_model)
     owners, densities = _checked_decision(problem, cut, assignment, psd)
+    down_bps = downlink_rates(problem, rate_model)
+    terms = cut_terms(problem, cut, broadcast_rate(problem, down_bps))
+    up, down = assigned_times(problem, terms, down_bps, owners, densities, rate_model)
 
     def slack(times: FloatArray) -> float:
         latest = np.sort(times)[::-1]

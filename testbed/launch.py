@@ -122,6 +122,7 @@ class ProcessLab:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._processes: dict[str, BaseProcess] = {}
         self._lifelines: list[Connection] = []
+        self._detached: set[str] = set()
         self._air: asyncio.subprocess.Process | None = None
         self._air_socket: LoopSocket | None = None
         self._air_usage: asyncio.Future[plane.Usage] | None = None
@@ -232,6 +233,7 @@ class ProcessLab:
         return ended
 
     async def detach(self, name: str) -> None:
+        self._detached.add(name)
         self.wire.forget(name)
         if self._air_socket is not None:
             self._air_socket.send([plane.encode_word(plane.Detach(name))])
@@ -269,7 +271,9 @@ class ProcessLab:
 
     def _join_nodes(self, grace_s: float) -> None:
         deadline = time.monotonic() + grace_s
-        for process in self._processes.values():
+        for name, process in self._processes.items():
+            if name in self._detached:
+                process.kill()  # it may hang: no farewell is to be waited for
             process.join(max(0.05, deadline - time.monotonic()))
             if process.exitcode is None:
                 process.kill()

@@ -51,6 +51,7 @@ async def run_experiment(
     names = (*(board.name for board in config.lab.boards), config.lab.server.name)
     interrupts = Interrupts()
     interrupts.task = asyncio.current_task()
+    interrupts.say = status
     loop = asyncio.get_running_loop()
     caught = (signal.SIGINT, signal.SIGTERM) if handle_signals else ()
     for number in caught:

@@ -170,8 +170,12 @@ class AirCore:
             raise RadioConfigurationError(f"a receiver gain of {rx_gain_db} dB for {name}")
         self._port(name).rx_gain_db = rx_gain_db
 
-    def burst(self, name: str, first_sample: int, samples: NDArray[np.complex64]) -> list[Window]:
+    def burst(
+        self, name: str, first_sample: int, samples: NDArray[np.complex64], silent_until: int = 0
+    ) -> list[Window]:
         """Radiate ``samples`` ``[num_samples]`` from an absolute index on.
+
+        ``silent_until`` promises silence from its end until an absolute index, as :meth:`silent_until`.
 
         Raises
         ------
@@ -189,7 +193,7 @@ class AirCore:
                 self._observe(RadioEvent(RadioEventKind.CLIPPED, name, first_sample, clipped, "transmitter"))
             port.bursts.append(_Burst(first_sample, converted))
             self._drop_old(port)
-        port.spoken_until = first_sample + len(samples)
+        port.spoken_until = max(first_sample + len(samples), silent_until)
         port.standing_down = False
         return self._advance()
 

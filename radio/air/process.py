@@ -11,6 +11,7 @@ import asyncio
 import os
 import resource
 import signal
+import stat
 import sys
 import time
 
@@ -203,6 +204,10 @@ async def _main(lifeline: asyncio.StreamReader, setup: AirSetup) -> None:
 
 async def _run() -> None:
     loop = asyncio.get_running_loop()
+    mode = os.fstat(sys.stdin.fileno()).st_mode
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        # Of anything else the loop could not tell when it closes, and the process would stay for ever.
+        raise SystemExit("the air needs a pipe as standard input: its setup, and then the lifeline")
     lifeline = asyncio.StreamReader(limit=1 << 22)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lifeline), sys.stdin.buffer)
     line = await lifeline.readline()

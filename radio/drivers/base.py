@@ -91,9 +91,15 @@ class Radio(Protocol):
         """
 
     async def transmit(
-        self, samples: NDArray[np.complex64], at_sample: int, end_of_burst: bool = True
+        self,
+        samples: NDArray[np.complex64],
+        at_sample: int,
+        end_of_burst: bool = True,
+        silent_until: int | None = None,
     ) -> None:
         """Radiate ``[num_channels, num_samples]`` from a sample index on.
+
+        Nothing will be radiated between its end and ``silent_until``, if that is given.
 
         Raises
         ------

@@ -91,7 +91,11 @@ class EmulatedRadio:
         return RadioConfig(config.sample_rate_hz, accepted)
 
     async def transmit(
-        self, samples: NDArray[np.complex64], at_sample: int, end_of_burst: bool = True
+        self,
+        samples: NDArray[np.complex64],
+        at_sample: int,
+        end_of_burst: bool = True,
+        silent_until: int | None = None,
     ) -> None:
         self._check_started()
         if samples.ndim != 2 or len(samples) != self.capabilities.num_channels:
@@ -104,7 +108,7 @@ class EmulatedRadio:
             raise RadioError(
                 f"a burst of {len(burst)} samples exceeds the {plane.MAX_BURST_SAMPLES} allowed; send it in parts"
             )
-        await self._connection.say(plane.Burst(at_sample, len(burst), plane.INLINE), burst)
+        await self._connection.say(plane.Burst(at_sample, len(burst), plane.INLINE, silent_until or 0), burst)
 
     async def silent_until(self, at_sample: int) -> None:
         self._check_started()
@@ -219,7 +223,7 @@ def apply_word(
     if isinstance(word, plane.Burst):
         if samples is None or len(samples) != word.num_samples:
             raise PlaneError("a burst without its samples")
-        return core.burst(port, word.first_sample, samples)
+        return core.burst(port, word.first_sample, samples, word.silent_until)
     if isinstance(word, plane.SilentUntil):
         return core.silent_until(port, word.sample)
     if isinstance(word, plane.StandDown):
@@ -316,7 +320,7 @@ class ZmqConnection:
         socket = self._check()
         if isinstance(word, plane.Burst) and samples is not None:
             offset = self._tx.write(samples) if self._tx is not None else plane.INLINE
-            word = plane.Burst(word.first_sample, word.num_samples, offset)
+            word = plane.Burst(word.first_sample, word.num_samples, offset, word.silent_until)
             if offset == plane.INLINE:
                 frames = [plane.encode_word(word), np.ascontiguousarray(samples, np.complex64).tobytes()]
                 socket.send(frames)

@@ -16,6 +16,7 @@ import numpy as np
 
 from testbed import latency
 from testbed.allocator import baselines, fast
+from testbed.allocator.instances import generate_instance
 from testbed.allocator.power import optimal_power
 from testbed.allocator.problem import (
     AllocationError,
@@ -69,7 +70,9 @@ def _best_cut(job: _Round, assign: Callable[[latency.CutTerms], IntArray], *, op
             psd = _power(job, cut, assignment)
         else:
             psd = baselines.uniform_psd(job.problem, assignment)
-        reached, _ = latency.evaluate(job.problem, cut, assignment, psd, job.rate_model)
+        reached, _ = latency.assigned_latency(
+            job.problem, terms, job.down_bps, assignment, psd, job.rate_model
+        )
         drafts.append((reached, _Draft(cut, assignment, psd)))
     drafts.sort(key=lambda pair: pair[0])
     best = drafts[0][1]
@@ -285,6 +288,14 @@ def _repaired(job: _Round, draft: _Draft) -> _Draft:
     raise InfeasibleError(
         "uplink_snr_per_psd", "no assignment was found on which every client's bits flow within the limits"
     )
+
+
+def warm_up() -> None:
+    """Compile every kernel, or load it from the cache, by planning a tiny problem both ways."""
+    problem = Problem.from_instance(generate_instance("c2m4", 0))
+    for rate_model in RateModel:
+        for method in ("fast", "bcd"):
+            allocate(problem, method, rate_model, iterations=1)
 
 
 def allocate(

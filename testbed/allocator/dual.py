@@ -33,8 +33,7 @@ from testbed.allocator.problem import FloatArray, IntArray
 # Terms below exp(-CUTOFF) of the largest are left out of the smoothed derivatives.
 CUTOFF = 14.0
 STEPS_PER_TEMPERATURE = 25
-SETTLED = 1.0  # share of the smoothing loss that a Newton step must promise to be worth taking
-SMOOTH_ENOUGH = 2e-4
+SETTLED = 0.05  # share of the smoothing loss that a Newton step must promise to be worth taking
 MAX_LOG_STEP = 1.5  # prices change by at most this factor's exponential in one Newton step
 # The referee of a bound may allow a relative 1e-9 in power and in thresholds.
 BOUND_SAFETY = 1e-8
@@ -186,6 +185,7 @@ def evaluate_dual(
     smooth = linear
     exact = linear
     entropy = 0.0
+    log_slopes = np.log(slopes)
     phi = np.empty(num_clients)
     level = np.zeros(num_clients, np.int64)
     active = np.empty(num_clients, np.int64)
@@ -200,8 +200,8 @@ def evaluate_dual(
             if shannon:
                 if log_water > 0.0:
                     value += width * (prices[i] * (log_water - 1.0) + cost[i] / data.quality[i, k])
-            elif log_water > -700.0:
-                best = _best_level(math.exp(log_water), slopes)
+            elif log_water > log_slopes[0]:
+                best = _best_level(log_water, log_slopes)
                 level[i] = best
                 value += width * (
                     prices[i] * data.level_rate[best] - cost[i] * data.level_snr[best] / data.quality[i, k]
@@ -429,7 +429,7 @@ def maximise_dual(
         settled = gain <= max(SETTLED * temperature * entropy, tolerance)
         at_this_temperature += 1
         if settled or stuck or at_this_temperature >= STEPS_PER_TEMPERATURE:
-            if temperature <= last_temperature or temperature * entropy < SMOOTH_ENOUGH:
+            if temperature <= last_temperature:
                 return best, iterations
             temperature = max(last_temperature, 0.25 * temperature)
             at_this_temperature = 0

@@ -22,17 +22,22 @@ from testbed.allocator.dual import (
     reduced_costs,
     round_shares,
 )
-from testbed.allocator.power import LN2, mcs_tables, optimal_power
+from testbed.allocator.power import LN2, optimal_power
 from testbed.allocator.problem import FloatArray, IntArray, Problem, RateModel
 from testbed.allocator.search import Levels, search
-from testbed.latency import CutTerms, evaluate
+from testbed.latency import CutTerms, assigned_latency
 
 # Smoothing per subchannel, relative to its share of a typical latency.
 FIRST_TEMPERATURE = 3e-2
 LAST_TEMPERATURE = 3e-4
+LAST_TEMPERATURE_SMALL = 1e-4  # where the last stages cost next to nothing
+SMALL = 1000  # clients x subchannels
 MAX_NEWTON_STEPS = 300
 NEWTON_TOLERANCE = 1e-7
 GOOD_ENOUGH = 1e-4  # relative gap at which the search rests
+# (largest clients x subchannels, perturbed starts): what still pays at that size.
+SHANNON_KICKS = ((50, 120), (1000, 50), (math.inf, 100))
+MCS_KICKS = ((50, 60), (1000, 16), (math.inf, 8))
 KICKS_PER_BATCH = 16  # between looks at the clock
 
 
@@ -83,9 +88,8 @@ class _Candidate:
 def default_kicks(num_clients: int, num_subchannels: int, rate_model: RateModel) -> int:
     """Return how many perturbed starts pay at this size."""
     size = num_clients * num_subchannels
-    if rate_model is RateModel.SHANNON:
-        return 24 if size <= 200 else 40
-    return 12 if size <= 200 else 24
+    limits = SHANNON_KICKS if rate_model is RateModel.SHANNON else MCS_KICKS
+    return next(kicks for largest, kicks in limits if size <= largest)
 
 
 class _Units:
@@ -105,7 +109,7 @@ class _Units:
         if shannon:
             self.levels = Levels(empty, empty, no_levels, empty)
         else:
-            efficiency, snr, hull = mcs_tables(problem)
+            efficiency, snr, hull = problem.mcs_levels
             slopes = np.diff(snr[hull]) / np.diff(efficiency[hull])
             self.levels = Levels(efficiency, snr, hull, slopes)
         self.quality = problem.uplink_snr_per_psd * self.psd_w_per_hz
@@ -169,7 +173,7 @@ def _candidates(
             continue
         assignment = baselines.balanced_turns(problem, terms, rates, down_bps)
         _, psd = optimal_power(problem, assignment, terms.forward_s, terms.uplink_bits, rate_model)
-        latency_s, phases = evaluate(problem, cut, assignment, psd, rate_model)
+        latency_s, phases = assigned_latency(problem, terms, down_bps, assignment, psd, rate_model)
         found.append(
             _Candidate(cut, terms, assignment, psd, latency_s, phases["uplink_s"], phases["downlink_s"])
         )
@@ -221,7 +225,16 @@ def solve(
     state = np.array([seed % 2**31], dtype=np.int64)
     for candidate in candidates:
         outcome, improved = _solve_cut(
-            problem, rate_model, candidate, best.latency_s, units, kicks, state, started, time_limit_s
+            problem,
+            rate_model,
+            down_bps,
+            candidate,
+            best.latency_s,
+            units,
+            kicks,
+            state,
+            started,
+            time_limit_s,
         )
         outcomes[candidate.cut] = outcome
         if improved is not None and improved.latency_s < best.latency_s:
@@ -240,6 +253,7 @@ def solve(
 def _solve_cut(
     problem: Problem,
     rate_model: RateModel,
+    down_bps: FloatArray,
     candidate: _Candidate,
     incumbent_s: float,
     units: _Units,
@@ -271,7 +285,8 @@ def _solve_cut(
         floor1 + spare * spare1,
         floor2 + spare * spare2,
     )
-    temperature = LAST_TEMPERATURE / num_subchannels
+    small = problem.num_clients * num_subchannels <= SMALL
+    temperature = (LAST_TEMPERATURE_SMALL if small else LAST_TEMPERATURE) / num_subchannels
     bound, _ = maximise_dual(
         prices,
         data,
@@ -308,7 +323,7 @@ def _solve_cut(
         if out_of_time or done >= kicks or new1 + new2 - exact <= GOOD_ENOUGH * exact:
             break
     _, psd = optimal_power(problem, owner, terms.forward_s, terms.uplink_bits, rate_model)
-    latency_s, phases = evaluate(problem, candidate.cut, owner, psd, rate_model)
+    latency_s, phases = assigned_latency(problem, terms, down_bps, owner, psd, rate_model)
     improved = _Candidate(
         candidate.cut, terms, owner, psd, latency_s, phases["uplink_s"], phases["downlink_s"]
     )

@@ -209,27 +209,6 @@ def shannon_power(
 
 
 # ----------------------------------------------------------------------------------------- MCS
-def hull_levels(efficiency: FloatArray, snr: FloatArray) -> IntArray:
-    """Return the levels on the lower convex hull of SNR over efficiency, silence (level 0) first.
-
-    Parameters
-    ----------
-    efficiency, snr
-        With silence: ``[K + 1]``, both strictly ascending from 0.
-    """
-    hull = [0]
-    for level in range(1, len(snr)):
-        while len(hull) > 1:
-            a, b = hull[-2], hull[-1]
-            before = (snr[b] - snr[a]) * (efficiency[level] - efficiency[b])
-            after = (snr[level] - snr[b]) * (efficiency[b] - efficiency[a])
-            if before < after:
-                break
-            hull.pop()
-        hull.append(level)
-    return np.array(hull, dtype=np.int64)
-
-
 @kernel
 def sorted_steps(
     quality: FloatArray,
@@ -376,7 +355,7 @@ def mcs_power(
 ) -> tuple[float, FloatArray]:
     """Return (deadline [s], PSD ``[M]`` [W/Hz]) of the loading that bisection finds.
 
-    `efficiency` and `snr` begin with silence; `hull` is from :func:`hull_levels`.
+    `efficiency` and `snr` begin with silence; `hull` holds the levels on their convex hull.
     """
     num_clients, num_subchannels = snr_per_psd.shape
     start, order = owned_subchannels(assignment, snr_per_psd)
@@ -472,14 +451,6 @@ def mcs_power(
     return high, psd
 
 
-def mcs_tables(problem: Problem) -> tuple[FloatArray, FloatArray, IntArray]:
-    """Return the step table with silence in front, ``[K + 1]`` twice, and its hull levels."""
-    efficiency, snr = problem.mcs_steps()
-    efficiency = np.concatenate(([0.0], efficiency))
-    snr = np.concatenate(([0.0], snr))
-    return efficiency, snr, hull_levels(efficiency, snr)
-
-
 def optimal_power(
     problem: Problem,
     assignment: IntArray,
@@ -509,5 +480,5 @@ def optimal_power(
     if rate_model is RateModel.SHANNON:
         tau, psd = shannon_power(*arguments)
     else:
-        tau, psd = mcs_power(*arguments, *mcs_tables(problem))
+        tau, psd = mcs_power(*arguments, *problem.mcs_levels)
     return float(tau), psd

@@ -10,6 +10,7 @@ signal-to-noise ratios per unit of transmit PSD.  The exceptions::
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,11 +33,14 @@ class AllocationError(ValueError):
     ----------
     field
         The name of the input at fault, with its index where there is one.
+    problem
+        What is wrong with it.
     """
 
     def __init__(self, field_name: str, problem: str) -> None:
         super().__init__(f"allocating: {field_name}: {problem}")
         self.field = field_name
+        self.problem = problem
 
 
 class InfeasibleError(AllocationError):
@@ -230,8 +234,9 @@ class Problem:
         largest = int(self.batch_size.max())
         return min(largest, math.ceil(self.aggregation_ratio * largest - 1e-12))
 
+    @functools.cached_property
     def mcs_steps(self) -> tuple[FloatArray, FloatArray]:
-        """Return (efficiency, linear SNR) of the steps that pay, both strictly ascending ``[<= K]``.
+        """(efficiency, linear SNR) of the steps that pay, both strictly ascending ``[<= K]``.
 
         A step that needs more SNR than another for no more efficiency is never chosen.
 
@@ -249,6 +254,25 @@ class Problem:
         if not efficiency:
             raise AllocationError("mcs_efficiency", "no step with a positive efficiency")
         return np.array(efficiency), np.array(snr)
+
+    @functools.cached_property
+    def mcs_levels(self) -> tuple[FloatArray, FloatArray, IntArray]:
+        """The steps with silence in front, ``[<= K + 1]`` twice, and those on their lower convex hull.
+
+        Between neighbours of the hull, SNR per efficiency only rises: loading along it is greedy.
+        """
+        efficiency, snr = (np.concatenate(([0.0], values)) for values in self.mcs_steps)
+        hull = [0]
+        for level in range(1, len(snr)):
+            while len(hull) > 1:
+                a, b = hull[-2], hull[-1]
+                before = (snr[b] - snr[a]) * (efficiency[level] - efficiency[b])
+                after = (snr[level] - snr[b]) * (efficiency[b] - efficiency[a])
+                if before < after:
+                    break
+                hull.pop()
+            hull.append(level)
+        return efficiency, snr, np.array(hull, dtype=np.int64)
 
     @classmethod
     def from_instance(cls, instance: Mapping[str, Any]) -> Problem:

@@ -28,7 +28,7 @@ from testbed.allocator.problem import FloatArray, IntArray
 
 HOPELESS = 1e9  # stands for an infinite power or time, so that differences stay defined
 OPTIONS_PER_SUBCHANNEL = 6
-SWAP_BUDGET = 0.05
+SWAP_BUDGET = 0.2  # of the widest threshold
 WIDEST_GAP = 1.0  # of a typical latency: aims stay finite before anything feasible is known
 LEAST_GAIN = 1e-9  # improvements below this share of a typical latency are not pursued
 

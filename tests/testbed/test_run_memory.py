@@ -29,11 +29,7 @@ from tests.testbed.experiments import (
     words_of,
 )
 
-FRAME_SAMPLES = (
-    NUMEROLOGY["slots_per_frame"]
-    * NUMEROLOGY["symbols_per_slot"]
-    * (NUMEROLOGY["fft_size"] + NUMEROLOGY["prefix_samples"])
-)
+SLOT_SAMPLES = NUMEROLOGY["symbols_per_slot"] * (NUMEROLOGY["fft_size"] + NUMEROLOGY["prefix_samples"])
 RADIO_CODES = range(30, 40)
 Bundle = tuple[tuple[str, str, tuple[int, ...], bytes], ...]
 
@@ -89,21 +85,20 @@ def _bundle(tensors: Mapping[str, np.ndarray]) -> Bundle:
 
 
 class NoisyRadio(EmulatedRadio):
-    """Loses the samples of some received frames: a third are zeroed, a third are turned around."""
-
-    share = 0.35
+    """Damages every other received window of data, soundings spared: zeroed, or turned around."""
 
     def __init__(self, connection: Any, sample_rate_hz: float) -> None:
         super().__init__(connection, sample_rate_hz)
         self._rng = np.random.default_rng(7)
+        self._windows = 0
 
     async def receive(self, num_samples: int, at_sample: int, *rest: Any, **named: Any) -> Reception:
         reception = await super().receive(num_samples, at_sample, *rest, **named)
-        if num_samples == FRAME_SAMPLES and self._rng.random() < self.share:
-            half = slice(0, num_samples // 2) if self._rng.random() < 0.5 else slice(None)
-            reception.samples[:, half] = (
-                0 if self._rng.random() < 0.5 else -1j * reception.samples[:, half].conj()
-            )
+        if num_samples > SLOT_SAMPLES:
+            self._windows += 1
+            if self._windows % 2:
+                turned = -1j * reception.samples.conj()
+                reception.samples[:] = 0 if self._rng.random() < 0.5 else turned
         return reception
 
 
@@ -138,10 +133,9 @@ def test_a_corrupted_sample_stream_costs_retransmissions_and_airtime_and_nothing
     assert checkpoint_bytes(run.directory) == checkpoint_bytes(clean.directory)
     assert total(run, "payload_bytes") == total(clean, "payload_bytes")
     for key in ("blocks_failed", "blocks_retransmitted"):
-        assert total(run, key) > total(clean, key) + 10
+        assert total(run, key) > 3 * total(clean, key) + 10
     assert airtime_ns(run) > 1.1 * airtime_ns(clean)
     assert result.mean_round_latency_s > 1.1 * plain[0].mean_round_latency_s
-    assert sum(got["blocks_failed"] for got in run.of_kind("reception")) > 10
 
 
 # --------------------------------------------------------------------------- when nothing arrives
@@ -184,7 +178,7 @@ class DeafRadio(EmulatedRadio):
 
     async def receive(self, num_samples: int, at_sample: int, *rest: Any, **named: Any) -> Reception:
         reception = await super().receive(num_samples, at_sample, *rest, **named)
-        if num_samples == FRAME_SAMPLES:
+        if num_samples > SLOT_SAMPLES:
             reception.samples[:] = 0
         return reception
 
@@ -228,7 +222,7 @@ def test_an_uplink_that_fails_midway_costs_that_client_the_round_and_nobody_else
         bursts = 0
 
         async def transmit(self, samples: np.ndarray, at_sample: int, end_of_burst: bool = True) -> None:
-            if self._connection._port == "board-2" and samples.shape[1] > FRAME_SAMPLES // 8:
+            if self._connection._port == "board-2" and samples.shape[1] > SLOT_SAMPLES // 2:
                 Fading.bursts += 1
                 if Fading.bursts <= 5:
                     samples = 0 * samples
@@ -312,7 +306,8 @@ def test_the_cut_moves_over_the_air_deeper_without_a_trace_and_shallower_on_the_
     assert (shallower["validation_loss_before"], shallower["validation_loss_after"]) == (diverged, merged)
     # Both crossed the air, at a cost that the clock shows.
     moved = [sent for sent in run.of_kind("transmission") if sent["stream"] == "cut-move"]
-    assert [sent["node"] for sent in moved] == ["server", "board-1", "board-2"]
+    assert moved[0]["node"] == "server"
+    assert sorted(sent["node"] for sent in moved[1:]) == ["board-1", "board-2"]
     assert all(sent["airtime_ns"] > 0 and sent["complete"] for sent in moved)
     assert deeper["latency_ns"] > moved[0]["airtime_ns"]
     assert shallower["latency_ns"] > max(sent["airtime_ns"] for sent in moved[1:])
