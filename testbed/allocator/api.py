@@ -344,6 +344,8 @@ def allocate(
         raise AllocationError("fixed_cut", f"{fixed_cut} is not among {list(problem.allowed_cuts)}")
     if iterations is not None and iterations < 1:
         raise AllocationError("iterations", f"{iterations} is not positive")
+    if time_limit_s is not None and not time_limit_s >= 0:
+        raise AllocationError("time_limit_s", f"{time_limit_s} is negative")
     cuts = problem.allowed_cuts if fixed_cut is None else (fixed_cut,)
     down_bps = latency.downlink_rates(problem, model)
     broadcast_bps = latency.broadcast_rate(problem, down_bps)

@@ -153,6 +153,8 @@ def _mcs_need(
         for n in range(size):
             if rung[n] > 0 and levels.slopes[rung[n] - 1] / quality[n] > dearest:
                 best, dearest = n, levels.slopes[rung[n] - 1] / quality[n]
+        if best < 0:  # rounding left a trace of a rate that is tiny
+            break
         high = levels.hull[rung[best]]
         rung[best] -= 1
         carried -= width[best] * (levels.rate[high] - levels.rate[levels.hull[rung[best]]])

@@ -171,7 +171,7 @@ def test_an_instance_at_fault_is_named(field):
         # Sizes are checked against what they size.
         assert caught.value.field.split("[")[0] == field or field in "CML"
     del instance[field]
-    with pytest.raises(AllocationError, match="missing|needed"):
+    with pytest.raises(AllocationError, match=r"missing|needed"):
         Problem.from_instance(instance)
 
 
@@ -189,7 +189,7 @@ def test_generated_instances_resemble_the_scenario():
             assert instance[name] == pytest.approx(shipped[name], rel=1e-9)
         losses += [-10 * math.log10(np.mean(row)) for row in instance["gain"]]
         Problem.from_instance(instance)
-    assert 80 < min(losses) < 105
+    assert 60 < min(losses) < 105
     assert 125 < max(losses) < 140
     with pytest.raises(AllocationError):
         generate_instance("c5m4", 0)

@@ -221,12 +221,12 @@ def test_an_uplink_that_fails_midway_costs_that_client_the_round_and_nobody_else
 
         bursts = 0
 
-        async def transmit(self, samples: np.ndarray, at_sample: int, end_of_burst: bool = True) -> None:
+        async def transmit(self, samples: np.ndarray, *rest: Any, **named: Any) -> None:
             if self._connection._port == "board-2" and samples.shape[1] > SLOT_SAMPLES // 2:
                 Fading.bursts += 1
                 if Fading.bursts <= 5:
                     samples = 0 * samples
-            await super().transmit(samples, at_sample, end_of_burst)
+            await super().transmit(samples, *rest, **named)
 
     monkeypatch.setattr(testbed.memory_nodes, "EmulatedRadio", Fading)
     result, run = run_in_memory(small("link.stall_frames=4"), tmp_path / "run")
