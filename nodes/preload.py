@@ -5,11 +5,18 @@ Imports and kernels only: no torch computation, whose threads would not survive 
 
 from __future__ import annotations
 
+import gc
+
 import sklearn.datasets  # noqa: F401  (the embedded data set's loader is slow to import)
-import torch._dynamo  # noqa: F401  (optimisers and the FLOP counter import it at first use)
+import torch._dynamo
 import torch.utils.flop_counter  # noqa: F401
 
 import nodes.process  # noqa: F401
 from radio.warmup import warm_up
 
 warm_up()
+
+# What was imported stays: without this every full garbage collection of every node would walk
+# torch's half a million objects, and copy the pages they lie on.
+gc.collect()
+gc.freeze()

@@ -17,6 +17,7 @@ from nodes.agent import Agent
 from nodes.messages import NodeSetup
 from nodes.transport.zeromq import ZmqWire
 from radio.drivers.emulated import EmulatedRadio, ZmqConnection
+from radio.event_loop import run
 from radio.events import Observer
 from radio.ledger import CpuLedger
 from radio.warmup import warm_up
@@ -58,7 +59,7 @@ def run_node(options: NodeOptions) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the controller decides what an interrupt means
     use_one_thread()
     warm_up()
-    asyncio.run(_run(options))
+    run(_run(options))
 
 
 async def _run(options: NodeOptions) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 
 import zmq
 
+from radio.errors import RadioTimeoutError
+
 BATCH_MESSAGES = 64  # handled before others in the loop get their turn
 
 
@@ -46,10 +48,15 @@ class LoopSocket:
 
         Raises
         ------
-        zmq.Again
+        RadioTimeoutError
             The queue is full: the peer has not read for thousands of messages.
         """
-        self._socket.send_multipart(frames, zmq.NOBLOCK)
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again as exc:
+            raise RadioTimeoutError(
+                "a message cannot be queued: its receiver has not read for thousands of messages, or is not there"
+            ) from exc
         # ZeroMQ signals its descriptor once per change, and sending may have taken that signal.
         self._schedule()
 
@@ -77,7 +84,11 @@ class LoopSocket:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            self._on_message(frames)
+            try:
+                self._on_message(frames)
+            except BaseException:
+                self._schedule()  # what has arrived behind it must not wait for the next signal
+                raise
             if self._closed:
                 return
         self._schedule()

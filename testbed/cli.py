@@ -6,7 +6,6 @@ those of :class:`testbed.errors.ExitCode`.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from pathlib import Path
@@ -58,6 +57,7 @@ def run(
     ] = False,
 ) -> None:
     """Run an experiment: boards, server and air train a split model over the radio."""
+    from radio.event_loop import run as run_loop
     from testbed.config.loader import load
     from testbed.progress import RunProgress
     from testbed.session import run_experiment
@@ -71,7 +71,7 @@ def run(
         flags={"rounds": rounds, "seed": seed, "allocator": allocator, "compute": compute},
     )
     with RunProgress(config.experiment.rounds) as progress:
-        directory, result = asyncio.run(
+        directory, result = run_loop(
             run_experiment(
                 config,
                 out,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import platform
 import re
@@ -370,6 +371,7 @@ class Engine:
 
     async def _train(self) -> None:
         self._status("training")
+        gc.freeze()  # what was imported stays; collections need not walk it
         for round_index in range(self._experiment.rounds):
             if self._interrupts.count:
                 return

@@ -8,6 +8,7 @@ JSON (:class:`AirReady`).
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import signal
@@ -24,6 +25,7 @@ from radio import plane
 from radio.air.core import AirCore, AirParameters, Window
 from radio.drivers.emulated import apply_word
 from radio.errors import LateBurstError, PlaneError, RadioError
+from radio.event_loop import run
 from radio.events import RadioEvent
 from radio.ledger import CpuLedger
 from radio.loop_socket import LoopSocket
@@ -187,6 +189,7 @@ async def _main(lifeline: asyncio.StreamReader, setup: AirSetup) -> None:
     from radio.warmup import warm_up
 
     warm_up()
+    gc.freeze()  # what was imported stays; collections need not walk it
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.LINGER, 0)
@@ -218,7 +221,7 @@ async def _run() -> None:
 def main() -> None:
     """Entry of the process; an interrupt from the terminal is the controller's business."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    asyncio.run(_run())
+    run(_run())
 
 
 if __name__ == "__main__":

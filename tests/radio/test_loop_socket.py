@@ -7,6 +7,7 @@ import asyncio
 import pytest
 import zmq
 
+from radio.errors import RadioTimeoutError
 from radio.loop_socket import LoopSocket
 
 
@@ -66,9 +67,15 @@ def test_a_full_queue_is_an_error_and_not_a_wait() -> None:
         socket.bind("tcp://127.0.0.1:*")
         sender = LoopSocket(socket, lambda frames: None)
         sent = 0
-        with pytest.raises(zmq.Again):
-            for sent in range(1000):
+
+        def send_on() -> None:
+            nonlocal sent
+            for _ in range(1000):
                 sender.send([b"nobody listens"])
+                sent += 1
+
+        with pytest.raises(RadioTimeoutError, match="has not read"):
+            send_on()
         sender.close()
         context.term()
         return sent

@@ -59,7 +59,7 @@ def test_what_is_known_of_the_methods_order():
                 for seed in range(12)
             ]
             mean[method] = np.mean(np.log([plan.latency_s for plan in plans]))
-        assert mean["fast"] + 0.02 < mean["balanced"]
+        assert mean["fast"] + 0.01 < mean["balanced"]
         assert mean["balanced"] + 0.05 < min(mean["round-robin"], mean["rss"])
 
 
@@ -160,21 +160,20 @@ def test_nasty_inputs_never_make_an_invalid_plan():
     rng = np.random.default_rng(20260)
     others = [name for name in METHODS if name != "fast"]
     count = {"planned": 0, "infeasible": 0, "refused": 0}
+    unnamed = 0
     for number in range(20_000):
         method = "fast" if number % 10 == 0 else others[number % len(others)]
         model = MODELS[int(rng.integers(2))]
         try:
             problem = nasty_problem(rng)
             plan = allocate(problem, method, model, rng=rng, iterations=3)
-        except InfeasibleError as error:
-            assert error.field
-            count["infeasible"] += 1
         except AllocationError as error:
-            assert error.field
-            count["refused"] += 1
+            count["infeasible" if isinstance(error, InfeasibleError) else "refused"] += 1
+            unnamed += not error.field
         else:
             assert_in_order(problem, plan, model)
             count["planned"] += 1
+    assert unnamed == 0
     assert min(count.values()) > 200, count
     assert count["planned"] > 8_000, count
 

@@ -145,7 +145,8 @@ def test_shannon_power_is_optimal(seed):
     watts = psd * problem.bandwidth_hz
     spent = np.bincount(owners, weights=watts)
     at_limit = spent > problem.max_power_w * (1 - 1e-6)
-    assert at_limit[up.argmax()] or spent.sum() == pytest.approx(problem.total_power_w, rel=1e-6)
+    last = up > deadline * (1 - 1e-6)
+    assert at_limit[last].any() or spent.sum() == pytest.approx(problem.total_power_w, rel=1e-6)
     for i in range(3):  # water level: equal where in use, not above the floor elsewhere
         own = owners == i
         floor = 1 / problem.uplink_snr_per_psd[i, own]
@@ -198,7 +199,7 @@ def test_a_scaled_scenario_has_the_same_plan(s, model):
         plan, other = (allocate(p, "fast", model) for p in (problem, scaled(problem, s)))
         assert other.cut_layer == plan.cut_layer
         assert other.latency_s * s == pytest.approx(plan.latency_s, rel=1e-4)
-        assert other.lower_bound_s * s == pytest.approx(plan.lower_bound_s, rel=1e-6)
+        assert other.lower_bound_s * s == pytest.approx(plan.lower_bound_s, rel=1e-4)
         # Payload x s says the same as compute x 1/s, with all times divided by 1/s.
         if s == 1 / 64:  # a power of two: not a bit differs
             assert (other.assignment == plan.assignment).all()

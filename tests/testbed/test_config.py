@@ -192,7 +192,10 @@ def test_a_preset_stands_in_for_a_file_by_name(write):
             "e.yaml:2:20 learning.scheme: must be one of psl, epsl, not 'espl' (did you mean epsl?)",
         ),
         ("model: {cut_layer: 0}", "e.yaml:2:20 model.cut_layer: must be 'auto' or greater than 0, not 0"),
-        ("model: [1]", "e.yaml:2:8 model: must be a mapping with the keys name, cut_layer, cut_schedule, not a list of 1"),
+        (
+            "model: [1]",
+            "e.yaml:2:8 model: must be a mapping with the keys name, cut_layer, cut_schedule, not a list of 1",
+        ),
         ("evaluation:", "e.yaml:2:12 evaluation: must be a mapping with the keys every_rounds"),
         ("seed: 3\nseed: 4", "e.yaml:3:1 seed: this key is already given in line 2 (keep one of the two)"),
         (
