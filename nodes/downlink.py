@@ -268,13 +268,14 @@ async def _settle(
             outgoing.sender.give_up(name)
             continue
         takes_effect_ns = max(takes_effect_ns, envelope.takes_effect_ns)
-        places = unpack_places(ack.received, slots, num)
+        with context.ledger.account("modem"):
+            places = unpack_places(ack.received, slots, num)
+            downlink = downlinks[name]
+            downlink.adaptation.observe(len(sent & places), len(sent - places))
+            for k, snr_db in zip(outgoing.subchannels, ack.snr_db, strict=False):
+                if snr_db != NO_SNR_DB:
+                    downlink.snr[k] = float(db_to_linear(snr_db))
         received[name] = places
-        downlink = downlinks[name]
-        downlink.adaptation.observe(len(sent & places), len(sent - places))
-        for k, snr_db in zip(outgoing.subchannels, ack.snr_db, strict=False):
-            if snr_db != NO_SNR_DB:
-                downlink.snr[k] = float(db_to_linear(snr_db))
         if ack.complete:
             complete.add(name)
         idle = 0 if places else outgoing.idle_frames[name] + 1
@@ -288,9 +289,10 @@ async def _settle(
     for name in complete | (set(outgoing.failures) & set(received)):
         outgoing.sender.give_up(name)
     waiting = [received[name] for name in sorted(outgoing.sender.receivers)]
-    outgoing.sender.acknowledge(frame, waiting)
     answer_ns = takes_effect_ns + link.control_latency_ns
-    mcs = _choose_mcs(context, outgoing, downlinks, outgoing.sender.receivers)
+    with context.ledger.account("modem"):
+        outgoing.sender.acknowledge(frame, waiting)
+        mcs = _choose_mcs(context, outgoing, downlinks, outgoing.sender.receivers)
     outgoing.history.entries.append((answer_ns, mcs))
     for name in sorted(set(received) - complete):
         await context.endpoint.send(

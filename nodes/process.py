@@ -66,14 +66,20 @@ async def _run(options: NodeOptions) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         wire = ZmqWire(context, options.controller, options.name)
+        ledger = CpuLedger()
 
         def make_radio(setup: NodeSetup, observer: Observer) -> EmulatedRadio:
             connection = ZmqConnection(
-                context, setup.air_endpoint, options.name, observer, PLANES[setup.plane]
+                context,
+                setup.air_endpoint,
+                options.name,
+                observer,
+                PLANES[setup.plane],
+                account=lambda: ledger.account("air"),  # moving samples is the air's work
             )
             return EmulatedRadio(connection, setup.numerology.sample_rate_hz)
 
-        agent = Agent(wire, make_radio, CpuLedger())
+        agent = Agent(wire, make_radio, ledger)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, agent.end, "terminated")
         if options.lifeline_fd >= 0:

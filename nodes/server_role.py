@@ -143,6 +143,8 @@ class ServerRole:
                 round_index=round_index,
                 at_ns=permit_ns,
             )
+            if not client.subchannels:
+                continue
             if not estimate.detected:
                 notes.fail(f"the sounding of {client.client} was not heard")
                 continue

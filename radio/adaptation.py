@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from radio.mcs import highest_mcs
 from radio.phy import UNUSED
-from radio.units import linear_to_db
 
 STEP_DB = 0.5  # shift after a frame whose blocks all failed, at a target of 0
 LIMIT_DB = 10.0
@@ -61,8 +60,9 @@ class LinkAdaptation:
         missed, except that the best subchannel is always used: a stream ends by success or by
         being given up, not by silence.
         """
-        usable = np.nan_to_num(np.asarray(snr, np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-        snr_db = np.asarray(linear_to_db(np.maximum(usable, 1e-12)))
+        given = np.asarray(snr, np.float64)
+        usable = np.where(np.isfinite(given), given, 0.0)
+        snr_db = 10.0 * np.log10(np.maximum(usable, 1e-12))
         margin = self.backoff_db + self.offset_db
         index = np.asarray(highest_mcs(snr_db, num_resource_elements, margin), np.int64)
         if len(index) and np.all(index == UNUSED):

@@ -159,6 +159,7 @@ class Engine:
         self._now_ns = 0
         self._epoch_ns = 0
         self._cut = 0
+        self._in_step: set[str] = set()  # clients whose submodel has the present cut
         self._latencies_s: list[float] = []
         self._rounds_done = 0
         self._peak_memory_bytes = 0
@@ -358,6 +359,7 @@ class Engine:
 
     async def _configure(self, cut_layer: int) -> None:
         self._cut = cut_layer
+        self._in_step = set(self._clients)
         await self._require(
             await self._control.ask_all({name: Configure(cut_layer) for name in self._names}, WeightsDone)
         )
@@ -380,6 +382,8 @@ class Engine:
     # ---------------------------------------------------------------------------- one round
     async def _round(self, round_index: int) -> None:
         clients = self._heard()
+        await self._bring_in_step(clients)
+        idle = tuple(name for name in self._clients if name in self._control.present and name not in clients)
         solver_start = time.perf_counter()
         plan = await self._plan(round_index, clients, self._cut)
         solver_s = time.perf_counter() - solver_start
@@ -387,10 +391,10 @@ class Engine:
             await self._move_cut(round_index, plan, clients)
         start_ns = self._catch_up() + self._latency_ns
         self._note_plan(round_index, start_ns, plan, clients)
-        grant = self._planner.grant(plan, clients, start_ns, self._cut, self._cut)
+        grant = self._planner.grant(plan, clients, start_ns, self._cut, self._cut, idle)
         command = RoundStart(grant)
         reports = await self._control.ask_all(
-            dict.fromkeys((*clients, self._server), command),
+            dict.fromkeys((*clients, *idle, self._server), command),
             RoundReport,
             round_index=round_index,
             at_ns=start_ns,
@@ -484,6 +488,25 @@ class Engine:
             self._planner.estimates.take_spans(name, report)
         return tuple(words), end_ns
 
+    async def _bring_in_step(self, clients: tuple[str, ...]) -> None:
+        """Give clients that were not heard when the cut moved the submodel of one that was."""
+        for name in clients:
+            if name in self._in_step:
+                continue
+            donor = next((other for other in clients if other in self._in_step), self._server)
+            purpose = f"{'start' if donor == self._server else 'rejoin'}/{self._rounds_done}/{name}"
+            await self._control.ask(name, Configure(self._cut), WeightsDone)
+            await self._control.ask(donor, WeightsWanted(name, purpose), WeightsDone)
+            done = await self._control.ask(name, WeightsInstall(purpose), WeightsDone)
+            self._writer.operation("bulk", purpose=purpose, donor=donor, bytes=done.num_bytes)
+            self._writer.add(Event(self._now_ns, name, "joined-late", self._rounds_done, {"donor": donor}))
+            self._in_step.add(name)
+
+    def _trained(self) -> tuple[str, ...]:
+        """Clients whose submodels take part in training, for evaluation."""
+        members = self._control.present & self._in_step & self._planner.estimates.heard
+        return tuple(name for name in self._clients if name in members)
+
     async def _move_cut(self, round_index: int, plan: Plan, clients: tuple[str, ...]) -> None:
         """Move the cut over the air; shallower moves merge diverged copies, so loss is noted."""
         shallower = plan.cut_layer < self._cut
@@ -509,6 +532,7 @@ class Engine:
                 + "; ".join(words)
             )
         previous, self._cut = self._cut, plan.cut_layer
+        self._in_step = set(clients)
         after = await self._evaluate("validation", clients) if shallower else None
         self._writer.add(
             Event(
@@ -541,7 +565,7 @@ class Engine:
     async def _maybe_evaluate(self, round_index: int) -> float | None:
         if (round_index + 1) % self._experiment.evaluation.every_rounds:
             return None
-        present = tuple(name for name in self._clients if name in self._control.present)
+        present = self._trained()
         if not present or self._server not in self._control.present:
             return None
         outcome = await self._evaluate("validation", present)
@@ -549,7 +573,7 @@ class Engine:
         return float(np.mean(outcome.accuracy))
 
     async def _conclude(self, result: RunResult) -> None:
-        present = tuple(name for name in self._clients if name in self._control.present)
+        present = self._trained()
         if present and self._rounds_done:
             outcome = await self._evaluate("test", present)
             self._note_evaluation(self._rounds_done - 1, outcome, present)

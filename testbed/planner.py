@@ -181,8 +181,13 @@ class Planner:
         start_ns: int,
         cut_layer: int,
         previous_cut_layer: int,
+        idle: tuple[str, ...] = (),
     ) -> RoundGrant:
-        """A plan as the message that nodes act on."""
+        """A plan as the message that nodes act on.
+
+        ``idle`` clients get no subchannel and send their sounding only, so that the loop learns
+        when they can be heard.
+        """
         grants = []
         for row, name in enumerate(clients):
             chosen = np.flatnonzero(plan.assignment == row)
@@ -195,6 +200,10 @@ class Planner:
                     sounding_psd_w_per_hz=self.sounding_psd_w_per_hz(name),
                 )
             )
+        grants.extend(
+            ClientGrant(name, self._num_samples[name], (), (), self.sounding_psd_w_per_hz(name))
+            for name in idle
+        )
         return RoundGrant(
             start_ns=start_ns,
             deadline_ns=start_ns + seconds_to_ns(self._experiment.round_deadline_s),

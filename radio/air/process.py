@@ -128,7 +128,8 @@ class AirServer:
             if word.ring_offset == plane.INLINE:
                 samples = plane.samples_from_bytes(frames[2] if len(frames) > 2 else b"", word.num_samples)
             elif port.tx is not None:
-                samples = port.tx.read(word.ring_offset, word.num_samples)
+                with self._ledger.account("air"):
+                    samples = port.tx.read(word.ring_offset, word.num_samples)
             else:
                 raise PlaneError("a burst in shared memory that was not offered")
         with self._ledger.account("air"):
@@ -156,7 +157,8 @@ class AirServer:
         port = self._ports.get(window.receiver)
         if port is None:
             return
-        offset = port.rx.write(window.samples) if port.rx is not None else plane.INLINE
+        with self._ledger.account("air"):
+            offset = port.rx.write(window.samples) if port.rx is not None else plane.INLINE
         word = plane.Samples(
             window.request_id, window.first_sample, len(window.samples), offset, window.clipped_samples
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import numpy as np
@@ -261,7 +261,9 @@ class ZmqConnection:
         observer: Observer = ignore,
         use_shared_memory: bool | None = None,
         attach_timeout_s: float = 10.0,
+        account: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        self._account = account
         self._context = context
         self._endpoint = endpoint
         self._port = port
@@ -319,7 +321,8 @@ class ZmqConnection:
     async def say(self, word: plane.Word, samples: NDArray[np.complex64] | None = None) -> None:
         socket = self._check()
         if isinstance(word, plane.Burst) and samples is not None:
-            offset = self._tx.write(samples) if self._tx is not None else plane.INLINE
+            with self._account():
+                offset = self._tx.write(samples) if self._tx is not None else plane.INLINE
             word = plane.Burst(word.first_sample, word.num_samples, offset, word.silent_until)
             if offset == plane.INLINE:
                 frames = [plane.encode_word(word), np.ascontiguousarray(samples, np.complex64).tobytes()]
@@ -372,7 +375,8 @@ class ZmqConnection:
                 inline = frames[1] if len(frames) > 1 else b""
                 samples = plane.samples_from_bytes(inline, word.num_samples).copy()
             elif self._rx is not None:
-                samples = self._rx.read(word.ring_offset, word.num_samples)
+                with self._account():
+                    samples = self._rx.read(word.ring_offset, word.num_samples)
             else:
                 raise PlaneError("samples in shared memory that this radio has not opened")
             future = self._waiting.get(word.request_id)

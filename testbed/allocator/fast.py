@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from testbed.allocator import baselines
+from testbed.allocator.demand import Levels
 from testbed.allocator.dual import (
     BOUND_SAFETY,
     CutData,
@@ -24,7 +25,7 @@ from testbed.allocator.dual import (
 )
 from testbed.allocator.power import LN2, optimal_power
 from testbed.allocator.problem import FloatArray, IntArray, Problem, RateModel
-from testbed.allocator.search import Levels, search
+from testbed.allocator.search import enumerate_owners, search
 from testbed.latency import CutTerms, assigned_latency
 
 # Smoothing per subchannel, relative to its share of a typical latency.
@@ -36,8 +37,9 @@ MAX_NEWTON_STEPS = 300
 NEWTON_TOLERANCE = 1e-7
 GOOD_ENOUGH = 1e-4  # relative gap at which the search rests
 # (largest clients x subchannels, perturbed starts): what still pays at that size.
-SHANNON_KICKS = ((50, 120), (1000, 50), (math.inf, 100))
-MCS_KICKS = ((50, 60), (1000, 16), (math.inf, 8))
+SHANNON_KICKS = ((50, 120), (1_000, 60), (10_000, 160), (math.inf, 50))
+MCS_KICKS = ((50, 80), (200, 36), (1_000, 24), (math.inf, 10))
+MOST_ENUMERATED = 1000  # assignments; tiny problems are solved by trying all that the bound allows
 KICKS_PER_BATCH = 16  # between looks at the clock
 
 
@@ -223,7 +225,11 @@ def solve(
     best = candidates[0]
     outcomes: dict[int, CutOutcome] = {}
     state = np.array([seed % 2**31], dtype=np.int64)
+    share = 1.0
     for candidate in candidates:
+        # Half of what is left for each cut: the first is mostly, but not always, the best.
+        share *= 0.5
+        cut_limit_s = None if time_limit_s is None else time_limit_s * (1 - share)
         outcome, improved = _solve_cut(
             problem,
             rate_model,
@@ -234,7 +240,7 @@ def solve(
             kicks,
             state,
             started,
-            time_limit_s,
+            cut_limit_s,
         )
         outcomes[candidate.cut] = outcome
         if improved is not None and improved.latency_s < best.latency_s:
@@ -308,7 +314,9 @@ def _solve_cut(
     reduced, share, values = reduced_costs(prices, temperature, data, levels.slopes)
     rounded = baselines.give_everyone_one(round_shares(share, values), reduced.max() - reduced)
     tau1, tau2 = dual_deadlines(prices, data)
-    starts = np.stack([candidate.assignment, rounded])
+    # Shannon at large sizes: the rounded one is the better start, and time goes to searching around it.
+    both = small or rate_model is RateModel.MCS
+    starts = np.stack([candidate.assignment, rounded] if both else [rounded])
     done = 0
     while True:
         out_of_time = time_limit_s is not None and time.process_time() - started > time_limit_s
@@ -318,6 +326,10 @@ def _solve_cut(
         new1, new2, owner = search(
             starts, tau1, tau2, exact, prices[-1], data, levels, reduced, batch, GOOD_ENOUGH, state
         )
+        if done == 0:
+            _, _, complete = enumerate_owners(owner, exact, data, levels, reduced, MOST_ENUMERATED)
+            if complete:
+                break
         done += batch
         starts = owner[None, :]
         if out_of_time or done >= kicks or new1 + new2 - exact <= GOOD_ENOUGH * exact:
