@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import resource
 from collections import Counter
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ import nodes.client_role
 import nodes.server_role
 import testbed.memory_nodes
 from nodes.messages import Evaluated
+from radio.air.core import AirCore, Window
 from radio.drivers.base import Reception
 from radio.drivers.emulated import EmulatedRadio
 from testbed.engine import Engine, RunResult, StopReason
@@ -211,6 +213,38 @@ def test_a_board_that_is_not_heard_is_left_out_by_name_and_the_others_go_on(
     assert [event["clients"] for event in run.of_kind("round")] == [["board-1", "board-3"]] * 2
     assert {event["client"] for event in run.of_kind("loss")} == {"board-1", "board-3"}
     assert "board-2" not in {owner for plan in run.of_kind("plan") for owner in plan["assignment"]}
+
+
+@pytest.mark.parametrize("schedule", [{}, {1: 2}], ids=["cut stays", "cut moved meanwhile"])
+def test_a_board_that_becomes_audible_is_taken_in_with_a_submodel_in_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: dict[int, int]
+) -> None:
+    """Every present board is sounded each round, so the loop learns what it does not use."""
+    config = small(rounds=6)
+    model = config.experiment.model.model_copy(update={"cut_schedule": schedule, "cut_layer": 1})
+    experiment = config.experiment.model_copy(update={"model": model})
+    config = dataclasses.replace(config, experiment=experiment)
+    burst = AirCore.burst
+    soundings = {"board-2": 0}
+
+    def shadowed(
+        core: AirCore, name: str, first_sample: int, samples: np.ndarray, silent_until: int = 0
+    ) -> list[Window]:
+        if name == "board-2":
+            soundings[name] += 1
+            if soundings[name] <= 6:  # those that set gains, and those of two rounds at least
+                samples = np.zeros_like(samples)
+        return burst(core, name, first_sample, samples, silent_until)
+
+    monkeypatch.setattr(AirCore, "burst", shadowed)
+    result, run = run_in_memory(config, tmp_path / "run")
+    assert (result.exit_code, result.rounds) == (0, 6), result.words
+    members = [set(event["clients"]) for event in run.of_kind("round")]
+    assert members[0] == {"board-1"}
+    assert members[-1] == {"board-1", "board-2"}
+    sent = {event["round"] for event in run.of_kind("transmission") if event["node"] == "board-2"}
+    assert sent == {index for index, names in enumerate(members) if "board-2" in names}
+    assert len(run.of_kind("joined-late")) == (1 if schedule else 0)
 
 
 def test_an_uplink_that_fails_midway_costs_that_client_the_round_and_nobody_else(
