@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 
-import sklearn.datasets  # noqa: F401  (the embedded data set's loader is slow to import)
 import torch._dynamo
 import torch.utils.flop_counter  # noqa: F401
 

@@ -37,6 +37,7 @@ class LoopSocket:
         self._descriptor = int(socket.getsockopt(zmq.FD))
         self._closed = False
         self._scheduled = False
+        self._draining = False  # whoever drains looks for more after each message anyway
         self._loop.add_reader(self._descriptor, self._drain)
         self._schedule()
 
@@ -59,7 +60,8 @@ class LoopSocket:
                 "a message cannot be queued: its receiver has not read for thousands of messages, or is not there"
             ) from exc
         # ZeroMQ signals its descriptor once per change, and sending may have taken that signal.
-        self._schedule()
+        if not self._draining:
+            self._schedule()
 
     def close(self) -> None:
         """Stop watching and close the socket; a second call does nothing."""
@@ -80,6 +82,13 @@ class LoopSocket:
     def _drain(self) -> None:
         if self._closed:
             return
+        self._draining = True
+        try:
+            self._take_batch()
+        finally:
+            self._draining = False
+
+    def _take_batch(self) -> None:
         for _ in range(BATCH_MESSAGES):
             # Asking first is cheaper than the exception that says "nothing there".
             if not int(self._socket.get(zmq.EVENTS)) & READABLE:

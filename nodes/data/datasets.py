@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import importlib.util
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -113,11 +114,19 @@ def _scaled(pixels: np.ndarray, full_scale: float) -> np.ndarray:
 
 
 def _load_digits() -> Dataset:
-    from sklearn.datasets import load_digits  # half a second to import, and only this loader needs it
-
-    bunch = load_digits()
-    images = _scaled(bunch.images[:, None, :, :], 16.0)
-    return Dataset("digits", images, bunch.target.astype(np.int64), 10)
+    # The file that scikit-learn's load_digits reads; importing it would cost a second of CPU.
+    package = importlib.util.find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise DatasetError("data set 'digits' comes with scikit-learn, which is not installed")
+    path = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    try:
+        rows = np.loadtxt(path, delimiter=",", dtype=np.float32)
+    except (OSError, ValueError) as exc:
+        raise DatasetError(f"data set 'digits': {path} of scikit-learn cannot be read: {exc}") from exc
+    if rows.shape != (1797, 65):
+        raise DatasetError(f"data set 'digits': {path} holds {rows.shape} numbers, expected (1797, 65)")
+    images = _scaled(rows[:, :64].reshape(-1, 1, 8, 8), 16.0)
+    return Dataset("digits", images, rows[:, 64].astype(np.int64), 10)
 
 
 # --------------------------------------------------------------------------------------- MNIST
