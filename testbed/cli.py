@@ -126,11 +126,14 @@ def node(
 
 @app.command()
 def warmup() -> None:
-    """Compile every signal-processing kernel now, so that no run has to."""
+    """Compile every kernel of modem, air and allocator now, so that no run has to."""
     from radio.jit import cache_directory
     from radio.warmup import warm_up
+    from testbed.allocator.api import warm_up as warm_up_allocator
 
     warm_up(lambda module: typer.echo(f"warm: {module}", err=True))
+    warm_up_allocator()
+    typer.echo("warm: testbed.allocator", err=True)
     typer.echo(str(cache_directory()))
 
 

@@ -45,7 +45,8 @@ from nodes.messages import (
     WeightsWanted,
 )
 from radio.units import ns_to_seconds, seconds_to_ns
-from testbed.allocator.problem import AllocationError, Plan
+from testbed.allocator.api import warm_up
+from testbed.allocator.problem import AllocationError, Plan, RateModel
 from testbed.config.loader import ResolvedConfig, config_hash, resolved_yaml
 from testbed.controller import Controller, NodeFailedError
 from testbed.errors import ExitCode, NodeError, RadioError, TestbedError, exit_code
@@ -230,6 +231,9 @@ class Engine:
 
     async def _start(self) -> None:
         self._write_start_document()
+        allocator = self._experiment.allocator
+        self._status("loading the allocator's kernels (compiling them on a first run)")
+        await asyncio.to_thread(warm_up, (allocator.name,), (RateModel(allocator.rate_model),))
         self._status("starting the air and the nodes")
         await self._lab.open()
         self._controller = Controller(

@@ -9,7 +9,7 @@ method finds a way, :class:`InfeasibleError` names the client's channel.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -290,11 +290,16 @@ def _repaired(job: _Round, draft: _Draft) -> _Draft:
     )
 
 
-def warm_up() -> None:
-    """Compile every kernel, or load it from the cache, by planning a tiny problem both ways."""
+def warm_up(
+    methods: Sequence[str] = ("fast", "bcd"), rate_models: Sequence[RateModel] = tuple(RateModel)
+) -> None:
+    """Compile the kernels of some methods, or load them from the cache, by planning a tiny problem.
+
+    The default methods between them use every kernel there is.
+    """
     problem = Problem.from_instance(generate_instance("c2m4", 0))
-    for rate_model in RateModel:
-        for method in ("fast", "bcd"):
+    for rate_model in rate_models:
+        for method in methods:
             allocate(problem, method, rate_model, iterations=1)
 
 
