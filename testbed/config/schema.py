@@ -52,8 +52,8 @@ class Learning(Section):
     reading: Literal["layerwise", "individual", "merged"] = "layerwise"
     weighted: bool = False  # lambda_i left in a client's own gradients
     batch_size: PositiveInt = 32
-    learning_rate_client: PositiveFloat = 0.05
-    learning_rate_server: PositiveFloat = 0.05
+    learning_rate_client: PositiveFloat = 0.01
+    learning_rate_server: PositiveFloat = 0.04
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
 
 
