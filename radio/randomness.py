@@ -31,17 +31,3 @@ def generator(seed: int, *labels: str | int) -> np.random.Generator:
         What the draw is for, for example ``("noise", "server", slot_index)``.
     """
     return np.random.Generator(np.random.Philox(key=derive_key(seed, *labels)))
-
-
-class CounterStream:
-    """Independent generators for counters 0, 1, 2, ... of one key, cheap to reach at random.
-
-    Each counter owns 2**64 draws of one Philox stream, so that no two overlap.
-    """
-
-    def __init__(self, seed: int, *labels: str | int) -> None:
-        self._key = derive_key(seed, *labels)
-
-    def at(self, counter: int) -> np.random.Generator:
-        """Generator of one counter; equal for equal (seed, labels, counter)."""
-        return np.random.Generator(np.random.Philox(key=self._key, counter=[0, 0, counter, 0]))
