@@ -257,6 +257,7 @@ class Agent:
         if isinstance(command, RoundStart | CutMove):
             self._endpoint.enter_round(envelope.round_index)
             context.run_attempt = envelope.attempt
+            context.timeline.enter_round(envelope.round_index)
             grant = command.grant
             if isinstance(command, RoundStart):
                 notes = await role.round(envelope.round_index, grant)
@@ -336,6 +337,7 @@ def _round_report(context: NodeContext, notes: RoundNotes) -> RoundReport:
         links=tuple(notes.links),
         losses=tuple(notes.losses),
         radio_events=context.drain_radio_events(),
+        adaptation=tuple(notes.adaptation),
     )
 
 

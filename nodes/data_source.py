@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
+from nodes.codec import encode_tensors
 from nodes.data.datasets import Dataset, load_dataset
 from nodes.data.partition import Partition, Split, batch_indices, make_partition, split_indices
 from nodes.learning.models import ModelProfile, build_model, profile
+from nodes.learning.stages import OptimizerSettings, StageStack
 from nodes.messages import ModelSpec, NodeSetup
+from nodes.roles import label_array, pack_states
 
 _counting = threading.Lock()
 
@@ -64,6 +67,13 @@ class Material:
             sum(parts)
             for parts in zip(cost.parameter_bytes, cost.buffer_bytes, cost.optimiser_bytes, strict=True)
         )
+        labels = label_array(np.zeros(1, np.int64), self.dataset.num_classes)
+        # Measured on a message of one sample: what does not grow with the samples is description.
+        ones = [np.zeros((1, *shape), np.float32) for shape in cost.smashed_shape]
+        uplinks = [len(encode_tensors({"smashed": one, "labels": labels})) for one in ones]
+        gradients = [len(encode_tensors({"gradient": one})) for one in ones]
+        momentum = OptimizerSettings(0.0, self.setup.learning.momentum)
+        stages = StageStack(self.fresh_model(), 0, len(state_bytes), momentum)
         return ModelSpec(
             tuple(map(float, cost.fp_flops)),
             tuple(map(float, cost.bp_flops)),
@@ -71,6 +81,16 @@ class Material:
             cost.gradient_bits,
             cost.smashed_shape,
             state_bytes,
+            packed_bytes=tuple(
+                len(pack_states({index: stages.stage_state(index)})) for index in range(len(state_bytes))
+            ),
+            uplink_overhead_bytes=tuple(
+                length - one.nbytes - labels.nbytes for length, one in zip(uplinks, ones, strict=True)
+            ),
+            gradient_overhead_bytes=tuple(
+                length - one.nbytes for length, one in zip(gradients, ones, strict=True)
+            ),
+            label_bytes=labels.nbytes,
         )
 
 

@@ -52,6 +52,8 @@ class ComputeSpec(msgspec.Struct, frozen=True):
     clock_hz: float
     cycles_per_flop: float
     slowdown: float
+    # By round, on top of all that; beyond its end the last value, empty: 1.
+    slowdown_by_round: tuple[float, ...] = ()
 
 
 class LearningSpec(msgspec.Struct, frozen=True):
@@ -110,6 +112,10 @@ class ModelSpec(msgspec.Struct, frozen=True):
     gradient_bits: tuple[int, ...]
     smashed_shape: tuple[tuple[int, ...], ...]
     state_bytes: tuple[int, ...]  # parameters, buffers and optimiser state of each stage
+    packed_bytes: tuple[int, ...]  # the same as it goes over the air, its description included
+    uplink_overhead_bytes: tuple[int, ...]  # of one message of smashed data and labels
+    gradient_overhead_bytes: tuple[int, ...]
+    label_bytes: int  # per sample
 
 
 class ClientGrant(msgspec.Struct, frozen=True):
@@ -266,6 +272,14 @@ class ReceptionReport(msgspec.Struct, frozen=True):
     failure: str
 
 
+class AdaptationState(msgspec.Struct, frozen=True):
+    """Shift of one link's outer loop after a round [dB]; positive is more careful."""
+
+    transmitter: str
+    receiver: str
+    offset_db: float
+
+
 class LossReport(msgspec.Struct, frozen=True):
     client: str
     loss: float
@@ -283,6 +297,7 @@ class RoundReport(Message, tag="round-report", frozen=True):
     links: tuple[LinkMeasurement, ...]
     losses: tuple[LossReport, ...]
     radio_events: tuple[RadioEventRecord, ...]
+    adaptation: tuple[AdaptationState, ...] = ()  # of the server only, which runs all outer loops
 
 
 class WeightsWanted(Message, tag="weights-wanted", frozen=True):

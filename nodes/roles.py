@@ -11,6 +11,7 @@ from nodes.learning.aggregation import Reading
 from nodes.learning.models import ModelProfile
 from nodes.learning.stages import OptimizerSettings, StageState, flatten_states, unflatten_states
 from nodes.messages import (
+    AdaptationState,
     LearningSpec,
     LinkMeasurement,
     LossReport,
@@ -94,6 +95,7 @@ class RoundNotes:
     receptions: list[ReceptionReport] = field(default_factory=list)
     links: list[LinkMeasurement] = field(default_factory=list)
     losses: list[LossReport] = field(default_factory=list)
+    adaptation: list[AdaptationState] = field(default_factory=list)
 
     def fail(self, words: str) -> None:
         """Note in words why the round is not complete."""

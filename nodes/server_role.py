@@ -18,6 +18,7 @@ from nodes.learning.client import ClientTrainer
 from nodes.learning.server import EvaluationResult, ServerStep, ServerTrainer, evaluate
 from nodes.learning.stages import StageState
 from nodes.messages import (
+    AdaptationState,
     ClientGrant,
     DownlinkState,
     GradientNotice,
@@ -279,7 +280,20 @@ class ServerRole:
         notes.reach(end_ns)
         notes.losses = [LossReport(self.clients[index], loss) for index, loss in sorted(step.losses.items())]
         await self._send_gradients(round_index, grant, arrivals, step, end_ns, notes)
+        notes.adaptation = self._adaptation_states(grant)
         return notes
+
+    def _adaptation_states(self, grant: RoundGrant) -> list[AdaptationState]:
+        """Where the outer loops of the granted links stand."""
+        own = self.context.name
+        states = []
+        for client in grant.clients:
+            if not client.subchannels:
+                continue
+            name = client.client
+            states.append(AdaptationState(name, own, self._uplinks[name].offset_db))
+            states.append(AdaptationState(own, name, self._downlinks[name].adaptation.offset_db))
+        return states
 
     async def _notice(
         self,

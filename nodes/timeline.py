@@ -40,7 +40,8 @@ class Timeline:
     ----------
     compute
         How a compute span gets its length: ``measured``: thread CPU time of the work times the
-        emulated board's slowdown; ``modelled``: FLOPs x cycles per FLOP / clock.
+        emulated board's slowdown; ``modelled``: FLOPs x cycles per FLOP / clock.  Both are
+        multiplied by the slowdown of the round in which the work begins.
     executor
         One worker thread that all computations of this node run on, so that heartbeats go on.
     """
@@ -53,6 +54,16 @@ class Timeline:
         self._ledger = ledger
         self._free_ns = dict.fromkeys(Resource, 0)
         self._spans: list[SpanRecord] = []
+        self._round_index = 0
+
+    def enter_round(self, round_index: int) -> None:
+        """What is computed from now on belongs to this round; before the first it is round 0."""
+        self._round_index = round_index
+
+    def _slowdown(self) -> float:
+        """Factor of the present round on the board's usual compute times."""
+        factors = self._compute.slowdown_by_round
+        return factors[min(self._round_index, len(factors) - 1)] if factors else 1.0
 
     def drain(self) -> tuple[SpanRecord, ...]:
         """Spans since the last call, in order of their start."""
@@ -83,6 +94,7 @@ class Timeline:
         -------
         result, end_ns
         """
+        slowdown = self._slowdown()
         free_ns = self._free_ns[Resource.PROCESSOR]
         start_ns = await self.clock.reach(max(ready_ns, free_ns))
         loop = asyncio.get_running_loop()
@@ -92,7 +104,7 @@ class Timeline:
             seconds = flops * self._compute.cycles_per_flop / self._compute.clock_hz
         else:
             seconds = cpu_ns / 1e9 * self._compute.slowdown
-        end_ns = await self.clock.reach(start_ns + seconds_to_ns(seconds))
+        end_ns = await self.clock.reach(start_ns + seconds_to_ns(seconds * slowdown))
         self.add(phase, Resource.PROCESSOR, start_ns, end_ns, flops=flops, compute=self._kind.value)
         return result, end_ns
 

@@ -7,6 +7,7 @@
     ├── RadioTimeoutError          nothing happened within a wall-clock timeout
     ├── RadioLostError             the device or its process is gone
     ├── LateBurstError             a burst lies before samples that were already computed
+    ├── LateRoundError             a round would begin before samples that were already computed
     ├── GapError                   samples were asked for that are no longer kept
     └── PlaneError                 the sample plane was used against its rules
 
@@ -32,6 +33,10 @@ class RadioLostError(RadioError):
 
 class LateBurstError(RadioError):
     """A burst lies before samples that a receiver has already been given."""
+
+
+class LateRoundError(RadioError):
+    """A round would begin before samples that a receiver has already been given."""
 
 
 class GapError(RadioError):

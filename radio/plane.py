@@ -33,6 +33,7 @@ _HEADER_BYTES = 64  # [nonce 16 bytes][released samples, uint64][padding]
 SampleIndex = Annotated[int, msgspec.Meta(ge=0, le=1 << 56)]
 SampleCount = Annotated[int, msgspec.Meta(ge=0, le=MAX_BURST_SAMPLES)]
 RingOffset = Annotated[int, msgspec.Meta(ge=INLINE, le=1 << 56)]
+RoundIndex = Annotated[int, msgspec.Meta(ge=0, le=1 << 32)]
 
 
 class Word(msgspec.Struct, tag_field="t", frozen=True):
@@ -109,6 +110,21 @@ class Detach(Word, tag="detach", frozen=True):
     port: str
 
 
+class BeginRound(Word, tag="begin-round", frozen=True):
+    """From a sample on it is this round; said by the run's controller alone, and answered."""
+
+    round_index: RoundIndex
+    first_sample: SampleIndex
+
+
+class RoundBegun(Word, tag="round-begun", frozen=True):
+    """Answer to :class:`BeginRound`; why not, if it was refused."""
+
+    round_index: int
+    first_sample: int
+    refusal: str = ""
+
+
 class Usage(Word, tag="usage", frozen=True):
     """What the air's process has cost so far, in CPU seconds, on request."""
 
@@ -129,6 +145,8 @@ AnyWord = (
     | Event
     | Refused
     | Detach
+    | BeginRound
+    | RoundBegun
     | Usage
 )
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
 
+from testbed import report_commands
 from testbed.errors import ConfigError, ExitCode, TestbedError, exit_code
 
 app = typer.Typer(
@@ -40,7 +42,15 @@ def run(
     preset: Annotated[str, typer.Option(help="shipped experiment and lab: laptop, pluto-lab")] = "laptop",
     rounds: Annotated[int | None, typer.Option(help="number of rounds")] = None,
     seed: Annotated[int | None, typer.Option(help="seed of everything random")] = None,
-    allocator: Annotated[str | None, typer.Option(help="allocation policy")] = None,
+    allocator: Annotated[
+        str | None, typer.Option(help="policy: closed-loop, solve-once, balanced, round-robin, rss, bcd")
+    ] = None,
+    scenario: Annotated[
+        str | None, typer.Option(help="what changes meanwhile: static, walk, throttle, busy-day, or a file")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="what predicts each round: twin, or paper (its formula)")
+    ] = None,
     compute: Annotated[str | None, typer.Option(help="measured or modelled compute time")] = None,
     set_: Annotated[
         list[str] | None,
@@ -68,7 +78,14 @@ def run(
         preset,
         overrides=set_ or [],
         environ=os.environ,
-        flags={"rounds": rounds, "seed": seed, "allocator": allocator, "compute": compute},
+        flags={
+            "rounds": rounds,
+            "seed": seed,
+            "allocator": allocator,
+            "scenario": scenario,
+            "model": model,
+            "compute": compute,
+        },
     )
     with RunProgress(config.experiment.rounds) as progress:
         directory, result = run_loop(
@@ -81,14 +98,8 @@ def run(
                 handle_signals=True,
             )
         )
-        picture = None
-        if result.rounds:
-            from testbed.picture import draw_run
-            from testbed.record import read_run
-
-            progress.status("drawing")
-            picture = draw_run(read_run(directory), directory / "run.svg")
-        progress.finish(directory, result, picture)
+        progress.status("writing the report")
+        progress.finish(directory, result, _report(directory, progress.status))
     if json:
         summary: dict[str, Any] = {
             "run": str(directory.resolve()),
@@ -110,6 +121,92 @@ def run(
         sys.stdout.flush()
     if result.exit_code:
         raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def plan(
+    experiment: Annotated[
+        Path | None, typer.Argument(help="experiment.yaml; the preset's when left out")
+    ] = None,
+    lab: Annotated[Path | None, typer.Option(help="lab.yaml; the preset's when left out")] = None,
+    preset: Annotated[str, typer.Option(help="shipped experiment and lab")] = "laptop",
+    allocator: Annotated[str | None, typer.Option(help="policy")] = None,
+    scenario: Annotated[
+        str | None, typer.Option(help="scenario; only who is there at the start counts")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="twin, or paper (its formula)")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="any key")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="run directory: its measurements in place of a link budget")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+) -> None:
+    """Show plan, predicted phases, bytes, airtime and disk need of an experiment, and run nothing."""
+    from testbed.config.loader import load
+    from testbed.dry_run import dry_run
+    from testbed.plan_command import render
+
+    flags = {"allocator": allocator, "scenario": scenario, "model": model}
+    config = load(experiment, lab, preset, overrides=set_ or [], environ=os.environ, flags=flags)
+    dry = dry_run(config, source)
+    typer.echo(msgspec.json.encode(dry.to_builtins()).decode() if json else render(dry))
+
+
+@app.command()
+def compare(
+    out: Annotated[Path, typer.Option(help="folder for the runs; those in it already are not repeated")],
+    experiment: Annotated[
+        Path | None, typer.Argument(help="experiment.yaml; the preset's when left out")
+    ] = None,
+    lab: Annotated[Path | None, typer.Option(help="lab.yaml; the preset's when left out")] = None,
+    preset: Annotated[str, typer.Option(help="shipped experiment and lab")] = "edge",
+    scenario: Annotated[str, typer.Option(help="scenario of all runs")] = "busy-day",
+    policies: Annotated[
+        str, typer.Option(help="comma between; the first is compared with each other one")
+    ] = "closed-loop,solve-once,balanced,round-robin",
+    seeds: Annotated[int, typer.Option(min=2, help="number of seeds, from 1 on")] = 10,
+    rounds: Annotated[int | None, typer.Option(help="rounds of each run")] = None,
+    compute: Annotated[str | None, typer.Option(help="measured or modelled compute time")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="any key")] = None,
+    json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+) -> None:
+    """Run several policies over several seeds and compare their round latencies in pairs."""
+    from radio.event_loop import run as run_loop
+    from testbed.compare import compare as compare_policies
+    from testbed.compare_command import line, render
+    from testbed.config.loader import ResolvedConfig, load
+    from testbed.session import run_experiment
+
+    def configured(policy: str, seed: int) -> ResolvedConfig:
+        flags = {
+            "rounds": rounds,
+            "seed": seed,
+            "allocator": policy,
+            "scenario": scenario,
+            "compute": compute,
+        }
+        return load(experiment, lab, preset, overrides=set_ or [], environ=os.environ, flags=flags)
+
+    found = compare_policies(
+        configured,
+        [name.strip() for name in policies.split(",")],
+        range(1, seeds + 1),
+        out,
+        lambda config, place: run_loop(run_experiment(config, place, handle_signals=True)),
+        lambda numbers: typer.echo(line(numbers), err=True),
+    )
+    typer.echo(found.to_json() if json else render(found))
+
+
+def _report(directory: Path, status: Callable[[str], None]) -> dict[str, Path]:
+    """Write the report of a run that ended; what goes wrong there does not undo the run."""
+    from testbed.report import write_report
+
+    try:
+        return write_report(directory)
+    except Exception as exc:  # noqa: BLE001 - the record is on disk, and the report is made from it
+        status(f"the report could not be written ({exc!r}); try: testbed report {directory}")
+        return {}
 
 
 @app.command()
@@ -149,6 +246,9 @@ def picture(
     from testbed.record import read_run
 
     typer.echo(str(draw_run(read_run(directory), out or directory / "run.svg")))
+
+
+report_commands.add_to(app)
 
 
 def main() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from nodes.errors import NodeError as NodesRoomError
-from nodes.errors import PeerLostError, WaitTimeoutError
+from nodes.errors import PeerLostError
 from nodes.messages import (
     Abort,
     Body,
@@ -19,14 +20,17 @@ from nodes.messages import (
     NodeSetup,
     PeerLost,
     Ready,
+    Stop,
+    Stopped,
     Welcome,
 )
 from nodes.transport.endpoint import Endpoint
 from testbed.errors import NodeError
-from testbed.launch import RunningLab
+from testbed.launch import RunningLab, require_node
 
 Answer = TypeVar("Answer")
 WATCH_INTERVAL_S = 0.25
+LAST_WORDS_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 3600.0  # heartbeats end a wait long before; this one has none left to explain it
 
 
@@ -39,8 +43,19 @@ class Controller:
 
     Parameters
     ----------
+    names
+        Every node of the lab, those that join later among them.
     on_lost
         Called with (node, reason) once for each node that is detached.
+
+    Attributes
+    ----------
+    present
+        Nodes that take part now.
+    lost
+        Reason by node that was detached because it failed; "air" may be among them.
+    dismissed
+        Words by node that was told to stop while the run goes on, or that did not join in time.
     """
 
     def __init__(
@@ -58,6 +73,7 @@ class Controller:
         self.names = names
         self.present: set[str] = set()
         self.lost: dict[str, str] = {}
+        self.dismissed: dict[str, str] = {}
         self._lab = lab
         self._server = server
         self._timeout_s = timeout_s
@@ -67,52 +83,141 @@ class Controller:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def welcome_all(
-        self, setup_of: Callable[[str], NodeSetup], timeout_s: float
+        self,
+        setup_of: Callable[[str], NodeSetup],
+        timeout_s: float,
+        names: tuple[str, ...] | None = None,
     ) -> tuple[dict[str, Hello], dict[str, Ready]]:
-        """Wait until every node has said hello and is ready.
+        """Wait until every node has said hello and is ready; from then on they are watched.
+
+        Parameters
+        ----------
+        names
+            Those with whom the run begins; ``None``: all of the lab.
 
         Raises
         ------
         NodeError
             Some did not come; they are named.
         """
-        hellos: dict[str, Hello] = {}
-        deadline = time.monotonic() + timeout_s
         # From now on: who joined first may have to wait long for the last.
         self._tasks.append(asyncio.create_task(self._beat(), name="heartbeats"))
-        while set(hellos) != set(self.names):
-            missing = sorted(set(self.names) - set(hellos))
-            self._refuse_the_dead(missing)
-            try:
-                hello, envelope = await self.endpoint.take(
-                    Hello, None, timeout_s=WATCH_INTERVAL_S * 4, what="hello"
-                )
-            except WaitTimeoutError:
-                if time.monotonic() > deadline:
-                    raise NodeError(
-                        f"waited {timeout_s:.0f} s for {', '.join(missing)} to join; on the board run: "
-                        f"testbed node --name NAME --controller {getattr(self._lab.wire, 'endpoint', '')}"
-                    ) from None
-                continue
-            if envelope.source in self.names and envelope.source not in hellos:
-                hellos[envelope.source] = hello
-                self._greeted.add(envelope.source)
-                await self.endpoint.send(envelope.source, Welcome(setup_of(envelope.source)))
-        # Until a node is ready, silence means that it loads; its process ending means that it is gone.
-        ready: dict[str, Ready] = {}
-        while set(ready) != set(self.names):
-            missing = [name for name in self.names if name not in ready]
-            self._refuse_the_dead(missing)
-            try:
-                ready[missing[0]], _ = await self._answer(missing[0], Ready, timeout_s=WATCH_INTERVAL_S * 4)
-            except WaitTimeoutError:
-                if time.monotonic() > deadline:
-                    raise NodeError(
-                        f"waited {timeout_s:.0f} s for {', '.join(missing)} to load data and model"
-                    ) from None
-        self.present = set(self.names)
+        hellos, ready = await self._admit(self.names if names is None else names, setup_of, timeout_s)
         self._tasks.append(asyncio.create_task(self._watch(), name="liveness"))
         return hellos, ready
+
+    async def welcome(
+        self, names: tuple[str, ...], setup_of: Callable[[str], NodeSetup], timeout_s: float
+    ) -> tuple[dict[str, Hello], dict[str, Ready]]:
+        """Let nodes in while the run goes on, whether they have said hello before or will.
+
+        Raises
+        ------
+        NodeError
+            Some did not come, are no nodes of the lab or had their turn; they are named.  Then none
+            of them takes part: those that came are told to stop.
+        """
+        for name in names:
+            require_node(self.names, name)
+            if name in self.present:
+                raise NodeError(f"{name} takes part already")
+            if name in self.lost or name in self.dismissed:
+                words = self.lost.get(name) or self.dismissed[name]
+                raise NodeError(f"{name} has left this run ({words}) and cannot come back to it")
+        try:
+            return await self._admit(names, setup_of, timeout_s)
+        except NodeError:
+            for name in names:
+                await self._give_up(name)
+            raise
+
+    async def _admit(
+        self, names: tuple[str, ...], setup_of: Callable[[str], NodeSetup], timeout_s: float
+    ) -> tuple[dict[str, Hello], dict[str, Ready]]:
+        """Hello, welcome and ready of each, in any order among them."""
+        hellos: dict[str, Hello] = {}
+        ready: dict[str, Ready] = {}
+
+        async def admit(name: str) -> None:
+            hello, _ = await self.endpoint.take(Hello, name, timeout_s=ANSWER_TIMEOUT_S, what="hello")
+            # A node says it again until it is welcomed, and may have been started anew meanwhile.
+            hellos[name] = [hello, *self.endpoint.drain(Hello, name)][-1]
+            self._greeted.add(name)
+            await self.endpoint.send(name, Welcome(setup_of(name)))
+            ready[name], _ = await self._answer(name, Ready)
+
+        deadline = time.monotonic() + timeout_s
+        tasks = {name: asyncio.create_task(admit(name), name=f"welcome to {name}") for name in names}
+        try:
+            # Until a node is ready, silence means that it loads; its process ending means that it is gone.
+            while missing := [name for name in names if not tasks[name].done()]:
+                self._refuse_the_dead(missing)
+                waiting = [tasks[name] for name in missing]
+                await asyncio.wait(waiting, timeout=WATCH_INTERVAL_S * 4, return_when=asyncio.FIRST_COMPLETED)
+                for task in waiting:
+                    if task.done():
+                        task.result()
+                if time.monotonic() > deadline:
+                    self._refuse_the_late([name for name in names if name not in ready], hellos, timeout_s)
+        finally:
+            for task in tasks.values():
+                task.cancel()
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
+        self.present.update(names)
+        return {name: hellos[name] for name in names}, {name: ready[name] for name in names}
+
+    def _refuse_the_late(self, late: list[str], hellos: dict[str, Hello], timeout_s: float) -> None:
+        absent = [name for name in late if name not in hellos]
+        if absent:
+            raise NodeError(
+                f"waited {timeout_s:.0f} s for {', '.join(sorted(absent))} to join; on the board run: "
+                f"testbed node --name NAME --controller {getattr(self._lab.wire, 'endpoint', '')}"
+            )
+        if late:
+            raise NodeError(f"waited {timeout_s:.0f} s for {', '.join(late)} to load data and model")
+
+    async def _give_up(self, name: str) -> None:
+        """Whoever comes too late to join is told so, and is not waited for any more."""
+        words = "it did not join in time"
+        if name in self._greeted:
+            await self.tell(name, Stop(words))
+        await self._part_with(name, words)
+        await self._lab.detach(name)
+
+    async def dismiss(self, name: str, words: str, timeout_s: float = LAST_WORDS_TIMEOUT_S) -> Stopped | None:
+        """Let a board leave while the run goes on; its last words, if they came in time.
+
+        It is told to stop, and is not lost: nobody waits for it any more.
+
+        Raises
+        ------
+        NodeError
+            It is the server, without which nothing goes on.
+        """
+        if name == self._server:
+            raise NodeError(f"{name} is the server: the run ends with it, it cannot leave")
+        if name not in self.present:
+            return None
+        self.present.discard(name)  # before it is told, or its end would look like a failure
+        stopped: Stopped | None = None
+        # It may hang or have ended: that it leaves was settled before.
+        if name not in self._lab.gone():
+            with contextlib.suppress(NodesRoomError, NodeFailedError):
+                await self.tell(name, Stop(words))
+                stopped, _ = await self._answer(name, Stopped, timeout_s)
+        await self._part_with(name, words)
+        if stopped is None:
+            await self._lab.detach(name)
+        return stopped
+
+    async def _part_with(self, name: str, words: str) -> None:
+        """From now on nobody waits for a node that is not lost."""
+        self._greeted.discard(name)
+        self.dismissed[name] = words
+        self.endpoint.lose(name, words)
+        await self._lab.dismiss(name)
+        for other in sorted(self.present):
+            await self.endpoint.send(other, PeerLost(name, words))
 
     def _refuse_the_dead(self, missing: list[str]) -> None:
         for name, reason in self._lab.gone().items():
@@ -205,6 +310,8 @@ class Controller:
         while True:
             gone = self._lab.gone()
             for name in sorted(self.present):
+                if name not in self.present:
+                    continue  # it left while another was detached
                 silence_s = self._lab.silence_s(name)
                 if name in gone:
                     await self._detach(name, gone[name])

@@ -25,11 +25,13 @@ from nodes.transport.wire import MemoryHub, Wire
 from nodes.transport.zeromq import ZmqHub
 from radio import plane
 from radio.air.process import AirReady, AirSetup
+from radio.errors import RadioError as AirError
 from radio.loop_socket import LoopSocket
 from testbed.errors import NodeError, RadioError, TransportError
 
 PRELOAD = ["nodes.preload", "testbed.cli"]
 AIR_START_TIMEOUT_S = 180.0  # a cold kernel cache is compiled first
+AIR_ANSWER_TIMEOUT_S = 30.0
 EXIT_TIMEOUT_S = 5.0
 
 
@@ -77,7 +79,26 @@ class RunningLab(Protocol):
         """Make the wire, on which nodes can join."""
 
     async def start_nodes(self, names: tuple[str, ...]) -> None:
-        """Start local nodes; external ones join by themselves."""
+        """Start local nodes, at the beginning or later; external ones join by themselves.
+
+        Raises
+        ------
+        NodeError
+            One of them was started before.
+        RadioError
+            The air did not start.
+        """
+
+    async def begin_round(self, round_index: int, first_sample: int) -> None:
+        """Tell the air that from a sample index on it is this round; done when it has answered.
+
+        Said before the first command of the round, and once; the same word again is harmless.
+
+        Raises
+        ------
+        RadioError
+            The air refused (the words say why), is gone, or did not answer in time.
+        """
 
     def silence_s(self, name: str) -> float | None:
         """Wall seconds since a node was last heard; ``None`` where silence means nothing."""
@@ -86,7 +107,10 @@ class RunningLab(Protocol):
         """Nodes whose process has ended, with the reason."""
 
     async def detach(self, name: str) -> None:
-        """The air shall wait for this node no more."""
+        """The air shall wait for this node no more, and nobody for its end."""
+
+    async def dismiss(self, name: str) -> None:
+        """This node was told to stop: it may end, and the air shall wait for it no more."""
 
     async def usage(self) -> list[ProcessUsage]:
         """Cost of what this lab runs besides the nodes."""
@@ -123,9 +147,11 @@ class ProcessLab:
         self._processes: dict[str, BaseProcess] = {}
         self._lifelines: list[Connection] = []
         self._detached: set[str] = set()
+        self._dismissed: set[str] = set()
         self._air: asyncio.subprocess.Process | None = None
         self._air_socket: LoopSocket | None = None
         self._air_usage: asyncio.Future[plane.Usage] | None = None
+        self._round_begun: asyncio.Future[plane.RoundBegun] | None = None
         self.air_endpoint = ""
         self.air_pid = 0
         self._hub: ZmqHub | None = None
@@ -138,7 +164,7 @@ class ProcessLab:
     @property
     def pids(self) -> dict[str, int]:
         """Process ids by name, the air among them."""
-        pids = {name: process.pid or 0 for name, process in self._processes.items()}
+        pids = {name: process.pid or 0 for name, process in dict(self._processes).items()}
         if self._air is not None:
             pids["air"] = self._air.pid
         return pids
@@ -191,16 +217,48 @@ class ProcessLab:
 
     def _take_air_word(self, frames: list[bytes]) -> None:
         word = plane.decode_word(frames[0])
-        future = self._air_usage
-        if isinstance(word, plane.Usage) and future is not None and not future.done():
-            future.set_result(word)
+        usage, begun = self._air_usage, self._round_begun
+        if isinstance(word, plane.Usage) and usage is not None and not usage.done():
+            usage.set_result(word)
+        elif isinstance(word, plane.RoundBegun) and begun is not None and not begun.done():
+            begun.set_result(word)
 
     async def start_nodes(self, names: tuple[str, ...]) -> None:
-        air_ready = asyncio.create_task(self._await_air())
+        for name in names:
+            if name in self._processes:
+                raise NodeError(f"{name} was started before; a node runs once in a run")
+        air_ready = None if self._air_socket else asyncio.create_task(self._await_air())
         try:
             await asyncio.to_thread(self._fork_nodes, names)
         finally:
-            await air_ready
+            if air_ready is not None:
+                await air_ready
+
+    async def begin_round(self, round_index: int, first_sample: int) -> None:
+        air = self._air
+        if self._air_socket is None or air is None:
+            raise RadioError(f"round {round_index} cannot begin: the emulated air has not been started")
+        begun = self._round_begun = asyncio.get_running_loop().create_future()
+        self._air_socket.send([plane.encode_word(plane.BeginRound(round_index, first_sample))])
+        ended = asyncio.create_task(air.wait(), name="the air's end")
+        try:
+            await asyncio.wait(
+                {begun, ended}, timeout=AIR_ANSWER_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            ended.cancel()
+            await asyncio.gather(ended, return_exceptions=True)
+        if begun.done():
+            _check_begun(round_index, begun.result().refusal)
+            return
+        if air.returncode is not None:
+            raise RadioError(
+                f"round {round_index} cannot begin: the emulated air ended with exit code {air.returncode}"
+            )
+        raise RadioError(
+            f"round {round_index} cannot begin: the emulated air did not answer within "
+            f"{AIR_ANSWER_TIMEOUT_S:.0f} s"
+        )
 
     def _fork_nodes(self, names: tuple[str, ...]) -> None:
         context = multiprocessing.get_context("forkserver")
@@ -225,8 +283,8 @@ class ProcessLab:
     def gone(self) -> dict[str, str]:
         ended = {
             name: f"its process ended with exit code {process.exitcode}"
-            for name, process in self._processes.items()
-            if process.exitcode is not None
+            for name, process in dict(self._processes).items()  # another thread may be forking
+            if process.exitcode is not None and name not in self._dismissed
         }
         if self._air is not None and self._air.returncode is not None:
             ended["air"] = f"its process ended with exit code {self._air.returncode}"
@@ -234,6 +292,12 @@ class ProcessLab:
 
     async def detach(self, name: str) -> None:
         self._detached.add(name)
+        self.wire.forget(name)
+        if self._air_socket is not None:
+            self._air_socket.send([plane.encode_word(plane.Detach(name))])
+
+    async def dismiss(self, name: str) -> None:
+        self._dismissed.add(name)
         self.wire.forget(name)
         if self._air_socket is not None:
             self._air_socket.send([plane.encode_word(plane.Detach(name))])
@@ -318,14 +382,28 @@ class InMemoryLab:
     def gone(self) -> dict[str, str]:
         return self._nodes.ended()
 
+    async def begin_round(self, round_index: int, first_sample: int) -> None:
+        try:
+            self._nodes.begin_round(round_index, first_sample)
+        except AirError as exc:
+            _check_begun(round_index, str(exc))
+
     async def detach(self, name: str) -> None:
         self._nodes.detach(name)
+
+    async def dismiss(self, name: str) -> None:
+        self._nodes.dismiss(name)
 
     async def usage(self) -> list[ProcessUsage]:
         return [ProcessUsage("air", 0.0, self._nodes.air_ledger.totals_s(), 0)]
 
     async def close(self, grace_s: float = EXIT_TIMEOUT_S) -> None:
         await self._nodes.close()
+
+
+def _check_begun(round_index: int, refusal: str) -> None:
+    if refusal:
+        raise RadioError(f"round {round_index} cannot begin: {refusal}")
 
 
 def require_node(names: tuple[str, ...], name: str) -> None:

@@ -16,6 +16,7 @@ from radio.drivers.emulated import EmulatedRadio, InMemoryAir
 from radio.events import Observer
 from radio.ledger import CpuLedger
 from radio.warmup import warm_up
+from testbed.errors import NodeError
 
 
 class MemoryNodes:
@@ -31,9 +32,18 @@ class MemoryNodes:
         )
         self._agents: dict[str, Agent] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._dismissed: set[str] = set()
 
     def start(self, name: str) -> None:
-        """Start a node as a task."""
+        """Start a node as a task.
+
+        Raises
+        ------
+        NodeError
+            It has been started before.
+        """
+        if name in self._tasks:
+            raise NodeError(f"{name} was started before; a node runs once in a run")
 
         def make_radio(setup: NodeSetup, observer: Observer) -> EmulatedRadio:
             return EmulatedRadio(self._air.connect(name, observer), setup.numerology.sample_rate_hz)
@@ -46,13 +56,22 @@ class MemoryNodes:
         """Nodes whose task has ended, with the reason."""
         reasons = {}
         for name, task in self._tasks.items():
-            if task.done() and not task.cancelled():
+            if name not in self._dismissed and task.done() and not task.cancelled():
                 failure = task.exception()
                 reasons[name] = f"its task ended: {failure or 'it was stopped'}"
         return reasons
 
     def detach(self, name: str) -> None:
         self._air.deliver(self._air.core.detach(name))
+
+    def dismiss(self, name: str) -> None:
+        """Its task may end, and the air shall wait for it no more."""
+        self._dismissed.add(name)
+        self.detach(name)
+
+    def begin_round(self, round_index: int, first_sample: int) -> None:
+        """Tell the air; an error of :mod:`radio.errors` if it refuses."""
+        self._air.core.begin_round(round_index, first_sample)
 
     async def close(self) -> None:
         for agent in self._agents.values():

@@ -140,6 +140,10 @@ def _draw_latency(axes: Axes, run: Run) -> None:
 
 def _draw_assignment(axes: Axes, run: Run) -> None:
     plans = run.of_kind("plan")
+    if not plans:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "no plan was made", ha="center", va="center")
+        return
     names = sorted({name for plan in plans for name in plan["assignment"] if name is not None})
     owners = np.array(
         [[names.index(name) if name is not None else -1 for name in plan["assignment"]] for plan in plans]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -15,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from testbed.engine import RoundSummary, RunResult
+from testbed.results import RoundSummary, RunResult
 
 
 class RunProgress:
@@ -69,7 +70,7 @@ class RunProgress:
             self._console.print(f"            {words}")
         self._bar.update(self._task, advance=1)
 
-    def finish(self, directory: Path, result: RunResult, picture: Path | None) -> None:
+    def finish(self, directory: Path, result: RunResult, made: Mapping[str, Path]) -> None:
         """Last words: what it came to and where it lies."""
         self._bar.stop()
         say = self._console.print
@@ -94,6 +95,6 @@ class RunProgress:
                 f"outside modem, air and torch: {100 * result.cpu_share_outside_signal_and_training:.1f} % of CPU; "
                 f"peak memory {result.peak_memory_bytes / 2**30:.2f} GiB"
             )
-        if picture is not None:
-            say(f"picture: {picture}")
+        for what, path in made.items():
+            say(f"{what}: {path}")
         say(f"run directory: {directory}")

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from testbed.config.loader import ResolvedConfig
-from testbed.engine import Engine, Interrupts, RoundSummary, RunResult, run_directory
+from testbed.engine import Engine
 from testbed.launch import InMemoryLab, ProcessLab, RunningLab
 from testbed.record import RunWriter
+from testbed.results import Interrupts, RoundSummary, RunResult, run_directory
 from testbed.specs import air_setup
 
 

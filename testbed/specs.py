@@ -18,7 +18,8 @@ from radio.air.core import AirParameters, PortParameters
 from radio.air.process import AirSetup
 from radio.numerology import Numerology
 from radio.units import dbm_to_watt, seconds_to_ns, watt_to_dbm
-from testbed.config.schema import Experiment, Lab, Processor
+from testbed.config.schema import Experiment, Fading, Lab, Processor, Scenario
+from testbed.scenario import resolve_scenario
 
 RX_FULL_SCALE_DBM = 0.0  # of the emulated front ends, at a receiver gain of 0 dB
 
@@ -56,7 +57,7 @@ def ports_of(experiment: Experiment, lab: Lab) -> tuple[PortSpec, ...]:
 
 
 def air_setup(experiment: Experiment, lab: Lab) -> AirSetup:
-    """The emulated air of a lab; the only place where its hidden truth is read."""
+    """The emulated air of a lab; with :func:`node_setup` the only place where hidden truth is read."""
     numerology = numerology_of(experiment)
     ports = tuple(
         PortParameters(
@@ -70,16 +71,12 @@ def air_setup(experiment: Experiment, lab: Lab) -> AirSetup:
         for port in ports_of(experiment, lab)
     )
     links: list[LinkParameters] = []
+    truths = resolve_scenario(lab.scenario, lab, experiment.rounds).boards
     for board in lab.boards:
-        channel = board.channel
+        channel, truth = board.channel, truths[board.name]
         if channel is None:
             continue
-        fading = FadingProfile(
-            channel.fading.delay_spread_s,
-            channel.fading.num_taps,
-            channel.fading.rician_k_db,
-            channel.fading.doppler_hz,
-        )
+        fading = fading_of(channel.fading, lab.scenario)
         ends = ((board.name, lab.server.name, 1.0), (lab.server.name, board.name, -1.0))
         links.extend(
             LinkParameters(
@@ -90,6 +87,8 @@ def air_setup(experiment: Experiment, lab: Lab) -> AirSetup:
                 sign * channel.cfo_hz,
                 channel.timing_offset_samples,
                 fading,
+                truth.attenuation_db,
+                truth.redraw_rounds,
             )
             for transmitter, receiver, sign in ends
         )
@@ -106,9 +105,25 @@ def air_setup(experiment: Experiment, lab: Lab) -> AirSetup:
     )
 
 
-def _compute(experiment: Experiment, processor: Processor) -> ComputeSpec:
+def fading_of(fading: Fading, scenario: Scenario | None) -> FadingProfile:
+    """A channel's fading, its movement being the scenario's where that says anything of it."""
+    doppler_hz, round_correlation = fading.doppler_hz, fading.round_correlation
+    if scenario is not None and scenario.fading is not None:
+        doppler_hz, round_correlation = scenario.fading.doppler_hz or 0.0, scenario.fading.correlation
+    return FadingProfile(
+        fading.delay_spread_s, fading.num_taps, fading.rician_k_db, doppler_hz, round_correlation
+    )
+
+
+def _compute(
+    experiment: Experiment, processor: Processor, slowdown_by_round: tuple[float, ...] = ()
+) -> ComputeSpec:
     return ComputeSpec(
-        experiment.compute.value, processor.clock_hz, processor.cycles_per_flop, processor.slowdown
+        experiment.compute.value,
+        processor.clock_hz,
+        processor.cycles_per_flop,
+        processor.slowdown,
+        slowdown_by_round,
     )
 
 
@@ -119,6 +134,8 @@ def node_setup(
     section, learning, data = experiment.numerology, experiment.learning, experiment.data
     processors = {board.name: board.processor for board in lab.boards}
     processors[lab.server.name] = lab.server.processor
+    truths = resolve_scenario(lab.scenario, lab, experiment.rounds).boards
+    slowdown_by_round = truths[name].slowdown_by_round if name in truths else ()
     return NodeSetup(
         run=run,
         seed=experiment.seed,
@@ -146,7 +163,7 @@ def node_setup(
             stall_frames=experiment.link.stall_frames,
         ),
         clock=ClockSpec(lab.clock.kind, epoch_ns, lab.clock.slow_motion),
-        compute=_compute(experiment, processors[name]),
+        compute=_compute(experiment, processors[name], slowdown_by_round),
         learning=LearningSpec(
             model=experiment.model.name,
             scheme=learning.scheme,

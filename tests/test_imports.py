@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,11 +14,11 @@ ROOMS = ("radio", "nodes", "calibration", "testbed")
 NUMERIC = {"numpy", "numba", "scipy", "highspy"}
 
 
-def imported(path: Path) -> set[str]:
+def imported(path: Path, tree: ast.AST | None = None) -> set[str]:
     """Dotted names of all that a file imports, at any depth; relative imports made absolute."""
     package = path.relative_to(ROOT).parent.parts
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree or ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -31,9 +32,31 @@ def within(name: str, packages: set[str]) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
+def imported_at_once(path: Path) -> set[str]:
+    """Like :func:`imported`, without what is imported for types only or when a function is called."""
+
+    class AtOnce(ast.NodeTransformer):
+        def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+            return None
+
+        def visit_If(self, node: ast.If) -> ast.AST | None:
+            return None if ast.unparse(node.test) == "TYPE_CHECKING" else node
+
+    return imported(path, AtOnce().visit(ast.parse(path.read_text())))
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_importing_a_room_pulls_in_nothing(room):
-    assert imported(ROOT / room / "__init__.py") <= {"__future__.annotations"}
+    light = {"__future__.annotations", "typing.TYPE_CHECKING", "typing.Any"}
+    assert imported_at_once(ROOT / room / "__init__.py") <= light
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_costs_no_module_of_ours_or_of_others(room):
+    code = f"import sys; before = set(sys.modules); import {room}; print(sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    loaded = ast.literal_eval(done.stdout)
+    assert {name for name in loaded if name.partition(".")[0] not in sys.stdlib_module_names} == {room}
 
 
 def prediction_files() -> list[Path]:

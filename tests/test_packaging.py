@@ -53,6 +53,7 @@ def test_the_wheel_has_every_file_of_the_rooms(wheel):
     }
     assert files - packed == set()
     assert "testbed/presets/laptop/lab.yaml" in packed
+    assert "testbed/scenarios/busy-day.yaml" in packed
     assert "radio/data/nr_ldpc_base_graphs.csv" in packed
 
 
@@ -67,13 +68,16 @@ def test_presets_and_tables_are_found_from_another_directory(installed, tmp_path
 import json
 from importlib import resources
 import testbed
-from testbed.config.loader import load, preset_names
+from testbed.config.loader import load, preset_names, scenario_names
 table = (resources.files("radio") / "data" / "nr_ldpc_base_graphs.csv").read_text()
 labs = [load(preset=name).lab.name for name in preset_names()]
-print(json.dumps({"labs": labs, "file": testbed.__file__, "rows": len(table.splitlines())}))
+scenarios = [load(flags={"scenario": name}).lab.scenario.name for name in scenario_names()]
+found = {"labs": labs, "scenarios": scenarios, "file": testbed.__file__, "rows": len(table.splitlines())}
+print(json.dumps(found))
 """
     found = json.loads(run([sys.executable, "-c", code], **elsewhere(installed, tmp_path)))
-    assert found["labs"] == ["laptop", "pluto-lab"]
+    assert found["labs"] == ["edge", "laptop", "pluto-lab"]
+    assert found["scenarios"] == ["busy-day", "static", "throttle", "walk"]
     assert Path(found["file"]).is_relative_to(installed)
     assert found["rows"] > 316 + 197
 

@@ -190,6 +190,12 @@ class Endpoint:
                 self._waiters.remove(waiter)
         return envelope.body, envelope  # type: ignore[return-value]
 
+    def drain(self, body_type: type[BodyType], source: str) -> list[BodyType]:
+        """The messages of a type from a source that nobody has waited for yet, oldest first."""
+        found = [e for e in self._pending if isinstance(e.body, body_type) and e.source == source]
+        self._pending = deque(envelope for envelope in self._pending if envelope not in found)
+        return [envelope.body for envelope in found]  # type: ignore[misc]
+
     async def take_bulk(self, purpose: str, timeout_s: float) -> bytes:
         """Weights that came under a purpose.
 

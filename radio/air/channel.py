@@ -1,19 +1,24 @@
 """One directed radio link of the emulated air: path loss, fading, timing and carrier offset.
 
-Every value is a pure function of (seed, link, time), so nothing depends on the order of calls.
+Every value is a pure function of (seed, link, round, time), so nothing depends on the order of calls.
+A channel that changes with the round and not with time is the same in a round however long the rounds
+before it took: runs of different speed meet the same channel, and can be compared round by round.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from radio.errors import RadioConfigurationError
 from radio.randomness import generator
 from radio.units import db_to_linear
 
 NUM_SINUSOIDS = 16  # per tap; enough for a Rayleigh envelope within 1 % of its moments
+KEPT_ROUNDS = 4  # whose taps are kept: receivers may lag behind each other by a round or two
 
 
 @dataclass(frozen=True)
@@ -31,17 +36,31 @@ class FadingProfile:
         [dB]; ``None`` is Rayleigh.
     doppler_hz
         Maximum Doppler shift [Hz]; 0 freezes the channel.
+    round_correlation
+        ``None``: the channel moves with time, as ``doppler_hz`` says.  Otherwise rho in [0, 1): taps
+        stand still within a round, and from round to round each scattered tap is a first-order
+        autoregressive process, whose correlation over k rounds is rho^k.
     """
 
     delay_spread_s: float = 0.0
     num_taps: int = 1
     rician_k_db: float | None = None
     doppler_hz: float = 0.0
+    round_correlation: float | None = None
 
 
 @dataclass(frozen=True)
 class LinkParameters:
-    """Hidden truth of one directed link; no estimator may see it."""
+    """Hidden truth of one directed link; no estimator may see it.
+
+    Attributes
+    ----------
+    attenuation_db
+        Path loss [dB] on top of ``path_loss_db`` by round; beyond its end the last value, empty: none.
+    redraw_rounds
+        From each of these rounds on the scattered part is an independent realisation: somebody moved
+        furniture, and another subchannel becomes the best.
+    """
 
     transmitter: str
     receiver: str
@@ -50,10 +69,12 @@ class LinkParameters:
     cfo_hz: float = 0.0
     timing_offset_samples: int = 0
     fading: FadingProfile = FadingProfile()
+    attenuation_db: tuple[float, ...] = ()
+    redraw_rounds: tuple[int, ...] = ()
 
 
 class LinkChannel:
-    """Taps of one link at any time.
+    """Taps of one link at any time of any round.
 
     Parameters
     ----------
@@ -64,17 +85,26 @@ class LinkChannel:
     sample_rate_hz
         Sample rate of the air [Hz].
 
+    Raises
+    ------
+    RadioConfigurationError
+        A round correlation outside of [0, 1), or beside a Doppler shift; an attenuation that is no number.
+
     Notes
     -----
-    Scattered taps are sums of sinusoids with uniformly distributed arrival angles (Clarke's
-    model); their mean power over time is the profile's.
+    Scattered taps that move with time are sums of sinusoids with uniformly distributed arrival angles
+    (Clarke's model); their mean power over time is the profile's.  Those that move with the round are
+    s_r = rho s_{r-1} + sqrt(1 - rho^2) w_r with w_r of unit variance, circular and Gaussian, drawn from
+    (seed, link, r); s_r = w_r in the first round and after each redraw.
     """
 
     def __init__(self, parameters: LinkParameters, seed: int, sample_rate_hz: float) -> None:
         self.parameters = parameters
         self.cycles_per_sample = parameters.cfo_hz / sample_rate_hz
         fading = parameters.fading
-        rng = generator(seed, "fading", parameters.transmitter, parameters.receiver)
+        self._check(parameters)
+        self._key = (seed, "fading", parameters.transmitter, parameters.receiver)
+        rng = generator(*self._key)
         spacing = self._tap_spacing(fading, sample_rate_hz)
         tap_index = np.arange(fading.num_taps)
         if fading.num_taps == 1 or fading.delay_spread_s == 0.0:
@@ -92,13 +122,33 @@ class LinkChannel:
         else:
             k_factor = float(db_to_linear(fading.rician_k_db))
             scattered, constant = 1.0 / (1.0 + k_factor), k_factor / (1.0 + k_factor)
-        self._scattered = np.sqrt(mean_power * scattered * powers / NUM_SINUSOIDS)
+        self._scattered = np.sqrt(mean_power * scattered * powers)
+        self._sinusoid = np.sqrt(mean_power * scattered * powers / NUM_SINUSOIDS)
         self._constant = np.sqrt(mean_power * constant)
-        shape = (fading.num_taps, NUM_SINUSOIDS)
-        angles = 2 * np.pi * (np.arange(NUM_SINUSOIDS) + rng.random(shape)) / NUM_SINUSOIDS
-        self._doppler_hz = fading.doppler_hz * np.cos(angles)
-        self._phases = 2 * np.pi * rng.random(shape)
+        # The round from which each realisation of the scattered part holds.
+        self._redraws = [0, *sorted({index for index in parameters.redraw_rounds if index > 0})]
+        self._waves = {0: self._draw_waves(rng)}
         self._constant_phase = 2 * np.pi * rng.random()
+        self._states: dict[int, NDArray[np.complex128]] = {}  # s_r of the latest rounds, [num_taps]
+
+    @staticmethod
+    def _check(parameters: LinkParameters) -> None:
+        link, fading = f"{parameters.transmitter} to {parameters.receiver}", parameters.fading
+        rho = fading.round_correlation
+        if rho is not None and not 0.0 <= rho < 1.0:
+            raise RadioConfigurationError(f"a round correlation of {rho} from {link}; it lies in [0, 1)")
+        if rho is not None and fading.doppler_hz:
+            raise RadioConfigurationError(
+                f"fading by round and a Doppler shift of {fading.doppler_hz} Hz from {link}: a channel has one"
+            )
+        if not np.isfinite(parameters.attenuation_db).all():
+            raise RadioConfigurationError(f"an attenuation from {link} is no number")
+
+    def _draw_waves(self, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Doppler shifts [Hz] and phases of the sinusoids of each tap, ``[num_taps, NUM_SINUSOIDS]``."""
+        shape = (self.parameters.fading.num_taps, NUM_SINUSOIDS)
+        angles = 2 * np.pi * (np.arange(NUM_SINUSOIDS) + rng.random(shape)) / NUM_SINUSOIDS
+        return self.parameters.fading.doppler_hz * np.cos(angles), 2 * np.pi * rng.random(shape)
 
     @staticmethod
     def _tap_spacing(fading: FadingProfile, sample_rate_hz: float) -> int:
@@ -115,10 +165,50 @@ class LinkChannel:
     def max_delay_samples(self) -> int:
         return int(self.delays[-1])
 
-    def taps_at(self, time_s: ArrayLike) -> NDArray[np.complex64]:
-        """Complex amplitude gain of each tap at some times [s], ``[..., num_taps]``."""
+    def taps_at(self, time_s: ArrayLike, round_index: int = 0) -> NDArray[np.complex64]:
+        """Complex amplitude gain of each tap at some times [s] of a round, ``[..., num_taps]``."""
         time = np.asarray(time_s, np.float64)[..., None, None]
-        phases = 2 * np.pi * np.mod(self._doppler_hz * time, 1.0) + self._phases
-        taps = self._scattered * np.exp(1j * phases).sum(axis=-1)
+        if self.parameters.fading.round_correlation is None:
+            doppler_hz, offsets = self._waves_of(round_index)
+            phases = 2 * np.pi * np.mod(doppler_hz * time, 1.0) + offsets
+            taps = self._sinusoid * np.exp(1j * phases).sum(axis=-1)
+        else:
+            still = self._scattered * self._state(round_index)
+            taps = np.broadcast_to(still, (*time.shape[:-2], len(still))).copy()
         taps[..., 0] += self._constant * np.exp(1j * self._constant_phase)
+        attenuation_db = self.parameters.attenuation_db
+        if attenuation_db:
+            taps *= 10.0 ** (-attenuation_db[min(round_index, len(attenuation_db) - 1)] / 20.0)
         return np.asarray(taps, dtype=np.complex64)
+
+    def _redraw_of(self, round_index: int) -> int:
+        """The round from which the realisation of a round holds."""
+        return self._redraws[bisect_right(self._redraws, round_index) - 1]
+
+    def _waves_of(self, round_index: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        redraw = self._redraw_of(round_index)
+        if redraw not in self._waves:
+            self._waves[redraw] = self._draw_waves(generator(*self._key, "redraw", redraw))
+        return self._waves[redraw]
+
+    def _state(self, round_index: int) -> NDArray[np.complex128]:
+        """s_r, ``[num_taps]``: always the same steps from the same start, whatever is kept of them."""
+        redraw, rho = self._redraw_of(round_index), self.parameters.fading.round_correlation
+        assert rho is not None
+        known = [index for index in self._states if redraw <= index <= round_index]
+        index = max(known, default=redraw)
+        state = self._states[index] if known else self._innovation(redraw)
+        while index < round_index:
+            index += 1
+            state = rho * state + np.sqrt(1.0 - rho**2) * self._innovation(index)
+        self._states[round_index] = state
+        while len(self._states) > KEPT_ROUNDS:
+            del self._states[min(self._states)]
+        return state
+
+    def _innovation(self, round_index: int) -> NDArray[np.complex128]:
+        """w_r, ``[num_taps]``: circular Gaussian of unit variance."""
+        parts = generator(*self._key, "round", round_index).standard_normal(
+            (2, self.parameters.fading.num_taps)
+        )
+        return np.asarray((parts[0] + 1j * parts[1]) * np.sqrt(0.5))

@@ -8,12 +8,17 @@ on when it arrived.
 A port may *stand down*: it stays silent until a control message makes it speak again.  A receiver
 names the ports from which it expects a word of their own in this window; for those, standing
 down does not count.
+
+The experiment's *rounds* are told to the air, since channels may change with them.  What is received
+at a sample has gone through the channel of the round in which that sample lies, whenever it was sent:
+a burst that straddles a boundary is cut there, and echoes that outlast a round fade with the next.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,7 +27,7 @@ from numpy.typing import NDArray
 from radio.air.channel import LinkChannel, LinkParameters
 from radio.air.kernels import add_link, receive_convert, transmit_convert
 from radio.air.noise import fill_noise, noise_key
-from radio.errors import GapError, LateBurstError, RadioConfigurationError
+from radio.errors import GapError, LateBurstError, LateRoundError, RadioConfigurationError
 from radio.events import Observer, RadioEvent, RadioEventKind, ignore
 from radio.units import db_to_linear, thermal_noise_w_per_hz
 
@@ -103,6 +108,7 @@ class _Port:
     noise_key: NDArray[np.uint32]
     rx_gain_db: float = 0.0
     attached: bool = True
+    listening: bool = False  # has attached or asked for a window: bursts are kept for it
     spoken_until: int = 0
     standing_down: bool = True
     heard_until: int = 0
@@ -136,6 +142,8 @@ class AirCore:
             self._heard_by[link.receiver].append(
                 LinkChannel(link, parameters.seed, parameters.sample_rate_hz)
             )
+        self._round_begins = [0]  # first sample of each round that the air was told of, ascending
+        self._round_indices = [0]
 
     def _port(self, name: str) -> _Port:
         try:
@@ -148,7 +156,7 @@ class AirCore:
     def attach(self, name: str) -> None:
         """A radio takes its port (again); it stands down until it speaks."""
         port = self._port(name)
-        port.attached = True
+        port.attached = port.listening = True
         port.standing_down = True
 
     def detach(self, name: str) -> list[Window]:
@@ -209,6 +217,48 @@ class AirCore:
         self._port(name).standing_down = True
         return self._advance()
 
+    def begin_round(self, round_index: int, first_sample: int) -> None:
+        """From an absolute sample index on it is this round, for every channel.
+
+        Before the first word it is round 0 from the start.  Rounds may be left out; the same word
+        again is harmless.
+
+        Raises
+        ------
+        LateRoundError
+            A receiver has already been given samples behind this index.
+        RadioConfigurationError
+            The round has begun elsewhere, or comes after a later one.
+        """
+        latest, latest_first = self._round_indices[-1], self._round_begins[-1]
+        if (round_index, first_sample) == (latest, latest_first):
+            return
+        if round_index == 0 and len(self._round_indices) == 1 and first_sample >= 0:
+            return  # it lasts from the start on
+        if round_index <= latest or first_sample < latest_first:
+            raise RadioConfigurationError(
+                f"round {round_index} from sample {first_sample} on does not follow round {latest}, which "
+                f"began at sample {latest_first}"
+            )
+        heard = max(port.heard_until for port in self._ports.values())
+        if first_sample < heard:
+            raise LateRoundError(
+                f"round {round_index} would begin at sample {first_sample}, but receivers have been given "
+                f"everything before {heard} as of round {latest}"
+            )
+        self._round_indices.append(round_index)
+        self._round_begins.append(first_sample)
+
+    def _rounds_between(self, first: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """(round, first, end) of the parts of a stretch of samples that lie in one round each."""
+        place = bisect_right(self._round_begins, first) - 1
+        while first < end:
+            later = place + 1 < len(self._round_begins)
+            stop = min(end, self._round_begins[place + 1]) if later else end
+            if stop > first:
+                yield self._round_indices[place], first, stop
+            first, place = stop, place + 1
+
     def request(self, request: WindowRequest) -> list[Window]:
         """Ask for a window; windows of one receiver are asked for in order.
 
@@ -218,6 +268,7 @@ class AirCore:
             The window begins before samples that are no longer kept.
         """
         port = self._port(request.receiver)
+        port.listening = True
         for link in self._heard_by[request.receiver]:
             source = self._port(link.parameters.transmitter)
             # Nothing was dropped at the start of a run.
@@ -248,13 +299,14 @@ class AirCore:
             )
 
     def _drop_old(self, port: _Port) -> None:
-        """Forget bursts that all attached receivers have passed, and the oldest beyond the retention."""
+        """Forget bursts that all who listen have passed, and the oldest beyond the retention."""
         name = port.parameters.name
         passed = min(
             (
                 self._ports[receiver].heard_until - max(link.max_delay_samples for link in links)
                 for receiver, links in self._heard_by.items()
                 if self._ports[receiver].attached
+                and self._ports[receiver].listening
                 and any(link.parameters.transmitter == name for link in links)
             ),
             default=0,
@@ -330,27 +382,29 @@ class AirCore:
         if not heard:
             return
         update = self.parameters.tap_update_samples
-        blocks = np.arange(first // update, -(-end // update))
         amplitude = np.float32(_amplitude_sqrt_w(source.parameters.tx_full_scale_dbm))
-        taps = link.taps_at(blocks * (update / self.parameters.sample_rate_hz)) * amplitude
-        for row, block in enumerate(blocks.tolist()):
-            start, stop = max(first, block * update), min(end, (block + 1) * update)
-            for burst in heard:
-                if burst.first_sample + link.min_delay_samples < stop and (
-                    burst.end + link.max_delay_samples > start
-                ):
-                    add_link(
-                        window,
-                        first,
-                        start,
-                        stop,
-                        block * update,
-                        burst.samples,
-                        burst.first_sample,
-                        link.delays,
-                        taps[row],
-                        link.cycles_per_sample,
-                    )
+        for round_index, round_first, round_end in self._rounds_between(first, end):
+            blocks = np.arange(round_first // update, -(-round_end // update))
+            time_s = blocks * (update / self.parameters.sample_rate_hz)
+            taps = link.taps_at(time_s, round_index) * amplitude
+            for row, block in enumerate(blocks.tolist()):
+                start, stop = max(round_first, block * update), min(round_end, (block + 1) * update)
+                for burst in heard:
+                    if burst.first_sample + link.min_delay_samples < stop and (
+                        burst.end + link.max_delay_samples > start
+                    ):
+                        add_link(
+                            window,
+                            first,
+                            start,
+                            stop,
+                            block * update,
+                            burst.samples,
+                            burst.first_sample,
+                            link.delays,
+                            taps[row],
+                            link.cycles_per_sample,
+                        )
 
 
 def _amplitude_sqrt_w(level_dbm: float) -> float:

@@ -31,6 +31,7 @@ from radio.ledger import CpuLedger
 from radio.loop_socket import LoopSocket
 
 RING_FRAMES = 6  # windows or bursts of the usual length that fit into a ring
+MAX_SETUP_BYTES = 1 << 26  # attenuation by round of hundreds of links, over ten thousand rounds
 
 
 class AirSetup(msgspec.Struct, frozen=True):
@@ -120,6 +121,11 @@ class AirServer:
                 raise PlaneError(f"{name!r} may not detach {word.port!r}")
             self._detach(word.port)
             return
+        if isinstance(word, plane.BeginRound):
+            if identity != plane.CONTROLLER_IDENTITY:
+                raise PlaneError(f"{name!r} may not begin a round")
+            self._begin_round(word)
+            return
         port = self._ports.get(name)
         if port is None:
             raise PlaneError(f"{name!r} has not attached")
@@ -152,6 +158,15 @@ class AirServer:
             identity,
             plane.Attached(word.port, os.getpid(), tx_fd, rx_fd, self._ring_samples, port.nonce),
         )
+
+    def _begin_round(self, word: plane.BeginRound) -> None:
+        refusal = ""
+        try:
+            self._core.begin_round(word.round_index, word.first_sample)
+        except RadioError as exc:
+            refusal = str(exc)
+        answer = plane.RoundBegun(word.round_index, word.first_sample, refusal)
+        self._send(plane.CONTROLLER_IDENTITY, answer)
 
     def _deliver(self, window: Window) -> None:
         port = self._ports.get(window.receiver)
@@ -213,7 +228,7 @@ async def _run() -> None:
     if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
         # Of anything else the loop could not tell when it closes, and the process would stay for ever.
         raise SystemExit("the air needs a pipe as standard input: its setup, and then the lifeline")
-    lifeline = asyncio.StreamReader(limit=1 << 22)
+    lifeline = asyncio.StreamReader(limit=MAX_SETUP_BYTES)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lifeline), sys.stdin.buffer)
     line = await lifeline.readline()
     if line:

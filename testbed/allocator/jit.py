@@ -1,8 +1,8 @@
-"""Compiled kernels of the allocator, cached on disk under a key that changes with their sources.
+"""Compiled kernels of allocator and prediction, cached on disk under a key that changes with their sources.
 
-The allocator imports nothing of the other rooms but units, hence a cache of its own.  Numba does
-not notice an edit to a callee in another file, so the cache directory carries a hash over every
-module of this package, the versions that generate code, and the processor.
+Both import nothing of the other rooms but units, hence caches of their own.  Numba does not notice
+an edit to a callee in another file, so a cache directory carries a hash over every module of the
+package, the versions that generate code, and the processor.
 """
 
 from __future__ import annotations
@@ -26,16 +26,19 @@ CACHE_ENVIRONMENT_VARIABLE = "TESTBED_KERNEL_CACHE"
 MAX_CACHE_DIRECTORIES = 4
 # A directory younger than this may belong to a process that is still compiling into it.
 PRUNE_MIN_AGE_S = 3600.0
-_PREFIX = "allocator-"
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _decoration_lock = threading.Lock()
 
 
-def _source_hash() -> str:
-    """Return a hash of everything that decides which machine code the kernels become."""
+def _package() -> Path:
+    return Path(__file__).resolve().parent
+
+
+def _source_hash(package: Path | None = None) -> str:
+    """Return a hash of everything that decides which machine code a package's kernels become."""
     digest = hashlib.sha256()
-    package = Path(__file__).resolve().parent
+    package = package or _package()
     for path in sorted(package.rglob("*.py")):
         digest.update(str(path.relative_to(package)).encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -67,10 +70,10 @@ def _cache_root() -> Path | None:
         return None
 
 
-def _prune(root: Path, current: Path) -> None:
-    """Remove the oldest cache directories of this package beyond `MAX_CACHE_DIRECTORIES`."""
+def _prune(root: Path, prefix: str, current: Path) -> None:
+    """Remove the oldest cache directories of a package beyond `MAX_CACHE_DIRECTORIES`."""
     aged: list[tuple[float, Path]] = []
-    for directory in root.glob(f"{_PREFIX}*"):
+    for directory in root.glob(f"{prefix}*"):
         try:
             if directory != current and directory.is_dir():
                 aged.append((directory.stat().st_mtime, directory))
@@ -82,9 +85,9 @@ def _prune(root: Path, current: Path) -> None:
             shutil.rmtree(directory, ignore_errors=True)
 
 
-@functools.lru_cache(maxsize=1)
-def cache_directory() -> Path:
-    """Return the directory of this process's compiled kernels.
+@functools.lru_cache
+def cache_directory(package: Path | None = None) -> Path:
+    """Return the directory of a package's compiled kernels; None: of the allocator's.
 
     The root is the environment variable `TESTBED_KERNEL_CACHE`, else the user's cache folder, else
     a fresh private folder: cached machine code is executed, so one that others could have prepared
@@ -93,11 +96,12 @@ def cache_directory() -> Path:
     root = _cache_root()
     if root is None:
         return Path(tempfile.mkdtemp(prefix="epsl-testbed-kernels-"))
-    directory = root / f"{_PREFIX}{_source_hash()}"
+    prefix = f"{(package or _package()).name}-"
+    directory = root / f"{prefix}{_source_hash(package)}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         os.utime(directory)
-        _prune(root, directory)
+        _prune(root, prefix, directory)
     except OSError:
         # Time stamps and pruning are housekeeping; Numba says so itself if it cannot save.
         pass
@@ -109,11 +113,14 @@ def kernel(function: _Function) -> _Function:
 
     Division by zero gives infinity, as in NumPy, since a zero rate is an infinite time here.
     """
+    package = Path(function.__code__.co_filename).resolve().parent
+    if package.parent != _package().parent:  # such as a test's; it is no package of kernels
+        package = _package()
     # Numba reads the setting while it decorates.  It is put back at once, so that kernels of other
     # packages in this process keep their own cache.
     with _decoration_lock:
         previous = numba.config.CACHE_DIR
-        numba.config.CACHE_DIR = str(cache_directory())
+        numba.config.CACHE_DIR = str(cache_directory(package))
         try:
             compiled = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
         finally:

@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from testbed.config.messages import closest, number_text
-from testbed.config.schema import Board, Experiment, Lab, NumerologySection
+from testbed.config.schema import Board, Change, Experiment, Lab, NumerologySection, Scenario
 from testbed.config.yamltree import Path
+from testbed.scenario import MAX_DEPTH_DB, attenuation_by_round, position_of, resolve_scenario
 
 # Unused subcarriers at the band's edges, as a share of the FFT: room for the filters' slopes.
 GUARD_FRACTION = 1 / 16
@@ -33,6 +34,8 @@ MIN_SLOT_BITS = 256
 LAST_TAP_DELAY_SPREADS = 3.0
 # Beyond half a spacing an offset can't be told from one of the neighbouring subcarrier.
 MAX_CFO_SPACINGS = 0.5
+# A board's slowdown by round travels in one control message, with 9 bytes for each round.
+MAX_THROTTLED_ROUNDS = 5000
 NUM_CLASSES = {"digits": 10, "mnist": 10, "cifar10": 10, "ham10000": 7}
 
 
@@ -114,6 +117,7 @@ _RANGES = (
     _Range("lab", "boards.*.channel.fading.delay_spread_s", 0, 1e-3, "s", _NS),
     _Range("lab", "boards.*.channel.fading.rician_k_db", -40, 60, "dB"),
     _Range("lab", "boards.*.channel.fading.doppler_hz", 0, 1e5, "Hz"),
+    _Range("lab", "scenario.fading.doppler_hz", 0, 1e5, "Hz"),
 )
 
 
@@ -332,6 +336,132 @@ def _heartbeat(experiment: Experiment, lab: Lab) -> Iterator[Finding]:
         )
 
 
+# ------------------------------------------------------------------------------------- scenario
+_SPANS = {"walks": "a walk", "throttles": "a throttle"}
+_CHANGES = (*_SPANS, "redraws", "joins", "leaves")
+
+
+def _scenario_radio(experiment: Experiment, lab: Lab) -> Iterator[Finding]:
+    if lab.scenario is not None and lab.radio.driver != "emulated":
+        message = f"a scenario changes the emulated air, and the {lab.radio.driver} radio has none"
+        yield Finding("lab", ("scenario",), message, "leave it out: real channels change by themselves")
+
+
+def _scenario_fading(experiment: Experiment, lab: Lab) -> Iterator[Finding]:
+    if lab.scenario is None or lab.scenario.fading is None:
+        return
+    fading, path = lab.scenario.fading, ("scenario", "fading")
+    needs = {"per_round": ("correlation", "0.98"), "doppler": ("doppler_hz", "2.0")}
+    for kind, (key, example) in needs.items():
+        given = getattr(fading, key) is not None
+        if kind == fading.kind and not given:
+            message = f"fading of kind {kind} needs it"
+            yield Finding("lab", (*path, key), message, f"as in {key}: {example}")
+        elif kind != fading.kind and given:
+            yield Finding("lab", (*path, key), f"belongs to kind: {kind}, not to {fading.kind}")
+
+
+def _changes(scenario: Scenario, *keys: str) -> Iterator[tuple[Path, Change]]:
+    for key in keys:
+        for index, change in _known(enumerate(getattr(scenario, key))):
+            yield ("scenario", key, index), change
+
+
+def _scenario_boards(experiment: Experiment, lab: Lab) -> Iterator[Finding]:
+    if lab.scenario is None:
+        return
+    for path, change in _changes(lab.scenario, *_CHANGES):
+        yield from _known(_change_board(lab, path, change))
+
+
+def _change_board(lab: Lab, path: Path, change: Change) -> Iterator[Finding]:
+    if change.board is None and change.index is None:
+        yield Finding("lab", path, "names no board", "add board: NAME, or index: 0 for the lab's first")
+    elif change.board is not None and change.index is not None:
+        yield Finding("lab", (*path, "index"), "names a board beside this index", "keep one of the two")
+    elif position_of(change, lab) is None and change.index is not None:
+        message = f"the lab has {len(lab.boards)} boards, and none of index {change.index}"
+        yield Finding("lab", (*path, "index"), message, f"0 to {len(lab.boards) - 1}")
+    elif position_of(change, lab) is None:
+        names = [board.name for board in lab.boards]
+        near = closest(change.board or "", names)
+        hint = f"did you mean {near}?" if near else f"boards: {', '.join(names)}"
+        yield Finding("lab", (*path, "board"), f"there is no board {change.board}", hint)
+
+
+def _scenario_spans(experiment: Experiment, lab: Lab) -> Iterator[Finding]:
+    if lab.scenario is None:
+        return
+    for key, what in _SPANS.items():
+        for path, change in _changes(lab.scenario, key):
+            yield from _known(_span(what, path, change))
+
+
+def _span(what: str, path: Path, change: Any) -> Iterator[Finding]:
+    if change.begins >= change.ends:
+        span = f"from {number_text(change.begins)} to {number_text(change.ends)} of the run"
+        yield Finding("lab", (*path, "ends"), f"{what} {span} has no length", "begins must lie before ends")
+
+
+def _scenario_depth(experiment: Experiment, lab: Lab) -> Iterator[Finding]:
+    if lab.scenario is None:
+        return
+    for position, board in enumerate(lab.boards):
+        by_round = attenuation_by_round(lab.scenario, lab, position, experiment.rounds)
+        deepest = max(by_round, default=0.0)
+        if deepest > MAX_DEPTH_DB:
+            path, _ = [
+                found for found in _changes(lab.scenario, "walks") if position_of(found[1], lab) == position
+            ][-1]
+            message = (
+                f"the walks of {board.name} add up to {number_text(round(deepest, 1))} dB in round "
+                f"{by_round.index(deepest)}; {number_text(MAX_DEPTH_DB)} dB in total are the most"
+            )
+            yield Finding("lab", path, message)
+
+
+def _scenario_throttles(experiment: Experiment, lab: Lab) -> Iterator[Finding]:
+    if lab.scenario is None:
+        return
+    truths = resolve_scenario(lab.scenario, lab, experiment.rounds).boards
+    longest = max(len(truth.slowdown_by_round) for truth in truths.values())
+    if longest > MAX_THROTTLED_ROUNDS:
+        message = (
+            f"processors change until round {longest} of {experiment.rounds}; {MAX_THROTTLED_ROUNDS} rounds "
+            "can be told to a board"
+        )
+        yield Finding("lab", ("scenario", "throttles"), message, "take fewer rounds, or no throttles")
+
+
+def _scenario_members(experiment: Experiment, lab: Lab) -> Iterator[Finding]:
+    """Who joins and leaves: each board once, in this order, and somebody is always there."""
+    if lab.scenario is None:
+        return
+    seen: dict[tuple[str, int], float] = {}
+    for key, what in (("joins", "joins"), ("leaves", "leaves")):
+        for path, change in _changes(lab.scenario, key):
+            position = position_of(change, lab)
+            if position is None:
+                return  # said elsewhere, and then nobody knows who is there
+            at = change.at  # type: ignore[attr-defined]
+            name = lab.boards[position].name
+            if (key, position) in seen:
+                yield Finding("lab", path, f"{name} {what} twice; a board joins once and leaves once")
+                return
+            seen[key, position] = at
+            joined = seen.get(("joins", position))
+            if key == "leaves" and joined is not None and at <= joined:
+                message = f"{name} leaves at {number_text(at)} of the run, and joins at {number_text(joined)}"
+                yield Finding("lab", (*path, "at"), message, "a board does not come back")
+                return
+    resolved = resolve_scenario(lab.scenario, lab, experiment.rounds)
+    empty = next((index for index in range(experiment.rounds) if not resolved.present(index)), None)
+    if empty is not None:
+        culprit = "leaves" if lab.scenario.leaves else "joins"
+        message = f"nobody is left in round {empty} of {experiment.rounds}: every round needs a board"
+        yield Finding("lab", ("scenario", culprit), message)
+
+
 # ---------------------------------------------------------------------------------- one board
 def _board_power(experiment: Experiment, lab: Lab, board: Board) -> Iterator[Finding]:
     if board.max_power_dbm > lab.total_power_dbm:
@@ -380,6 +510,18 @@ def _board_cfo(experiment: Experiment, lab: Lab, board: Board) -> Iterator[Findi
         yield Finding("lab", ("channel", "cfo_hz"), message)
 
 
+def _board_fading(experiment: Experiment, lab: Lab, board: Board) -> Iterator[Finding]:
+    if board.channel is None or board.channel.fading.round_correlation is None:
+        return
+    if board.channel.fading.doppler_hz:
+        message = (
+            f"a channel changes with the round or with time, and doppler_hz is "
+            f"{number_text(board.channel.fading.doppler_hz)}"
+        )
+        path = ("channel", "fading", "round_correlation")
+        yield Finding("lab", path, message, "write doppler_hz: 0")
+
+
 _CHECKS: tuple[Callable[[Experiment, Lab], Iterator[Finding]], ...] = (
     _fft,
     _prefix,
@@ -395,12 +537,20 @@ _CHECKS: tuple[Callable[[Experiment, Lab], Iterator[Finding]], ...] = (
     _muted,
     _bind,
     _heartbeat,
+    _scenario_radio,
+    _scenario_fading,
+    _scenario_boards,
+    _scenario_spans,
+    _scenario_depth,
+    _scenario_throttles,
+    _scenario_members,
 )
 _BOARD_CHECKS: tuple[Callable[[Experiment, Lab, Board], Iterator[Finding]], ...] = (
     _board_power,
     _board_channel,
     _board_prefix,
     _board_cfo,
+    _board_fading,
 )
 
 

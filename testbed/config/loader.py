@@ -4,13 +4,16 @@ Precedence, weakest first: the schema's defaults, a shipped preset, the user's f
 variables (``TESTBED__LEARNING__PHI=0.5``, ``TESTBED_LAB__RADIO__NOISE_FIGURE_DB=5``), flags
 (``--set learning.phi=0.5``, ``--set lab.boards.0.max_power_dbm=3``).  Mappings merge key by key;
 lists are replaced whole, and one entry of a list is reached by its index, by its ``name`` or, for
-all of them, by ``*``.  Nothing here starts anything: a wrong configuration costs no radio a sample.
+all of them, by ``*``.  The name of a scenario (``lab.scenario``) stands for its text from the moment
+it is read, so that whoever comes later can change a part of it.  Nothing here starts anything: a wrong
+configuration costs no radio a sample.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -42,9 +45,17 @@ DEFAULT_PRESET = "laptop"
 RESOLVED_FORMAT = "resolved/1"
 ENVIRONMENT_PREFIXES = {"TESTBED__": "experiment", "TESTBED_LAB__": "lab"}
 # Options of their own on the command line, and the keys that they set.
-FLAG_KEYS = MappingProxyType({"allocator": "allocator.name"})
+FLAG_KEYS = MappingProxyType(
+    {"allocator": "allocator.name", "scenario": "lab.scenario", "model": "prediction.model"}
+)
 
 _ROOTS: dict[str, type[BaseModel]] = {"experiment": Experiment, "lab": Lab}
+# What a file can be, and how to give it to a command.
+_FILE_KINDS = {
+    "experiment": "give it as EXPERIMENT.yaml, without --lab",
+    "lab": "give it with --lab",
+    "scenario": "give it with --scenario",
+}
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,13 @@ def preset_names() -> list[str]:
     """The names of the shipped presets, sorted."""
     root = resources.files("testbed") / "presets"
     return sorted(entry.name for entry in root.iterdir() if (entry / "experiment.yaml").is_file())
+
+
+def scenario_names() -> list[str]:
+    """The names of the shipped scenarios, sorted."""
+    root = resources.files("testbed") / "scenarios"
+    names = [entry.name for entry in root.iterdir()]
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
 def load(
@@ -157,6 +175,7 @@ class _Loading:
             return
         for root in _ROOTS:
             self.trees[root] = merge(self.trees[root], _preset_tree(name, root))
+        self._expand_scenario()
 
     def files(
         self, experiment_path: str | PathLike[str] | None, lab_path: str | PathLike[str] | None
@@ -200,6 +219,7 @@ class _Loading:
             self._add_resolved(tree, take_lab)
         elif self._has_format(tree, root):
             self.trees[root] = merge(self.trees[root], tree)
+        self._expand_scenario()
 
     def _has_format(self, tree: Tree, root: str) -> bool:
         """True if the file says it is what it was given as; otherwise that is the one complaint."""
@@ -213,9 +233,8 @@ class _Loading:
             self.complain(tree.origin, ("format",), message, hint)
             return False
         kind, _, version = str(found.value).partition("/")
-        if kind in _ROOTS and kind != root:
-            message = f"this is a file for the {kind}, not for the {root}"
-            hint = "give it with --lab" if kind == "lab" else "give it as EXPERIMENT.yaml, without --lab"
+        if kind in _FILE_KINDS and kind != root:
+            message, hint = f"this is a file for the {kind}, not for the {root}", _FILE_KINDS[kind]
         elif kind == root and version.isdecimal() and int(version) > 1:
             message, hint = (
                 f"{found.value} is newer than this testbed, which reads {wanted}",
@@ -241,6 +260,49 @@ class _Loading:
             else:
                 self.trees[root] = merge(self.trees[root], found)
 
+    def _expand_scenario(self) -> None:
+        """Put a scenario's text in the place of its name."""
+        lab = self.trees["lab"]
+        named = lab.child("scenario")
+        if named is None or not isinstance(named.value, str):
+            return
+        text = self._scenario_text(named.value, named.origin)
+        tree = Tree(text.value if text else None, named.origin, named.key_origin)
+        self.trees["lab"] = put(lab, ("scenario",), tree)
+
+    def _scenario_text(self, name: str, origin: Origin) -> Tree | None:
+        path: Path = ("scenario",)
+        if name in scenario_names():
+            file = resources.files("testbed") / "scenarios" / f"{name}.yaml"
+            kind, shown, data = SourceKind.PRESET, f"scenarios/{name}.yaml", file.read_bytes()
+        else:
+            # A file names another one from where it lies itself, a command from where it runs.
+            folder = os.path.dirname(origin.source) if origin.kind is SourceKind.FILE else ""
+            kind, shown = SourceKind.FILE, os.path.join(folder, name)
+            try:
+                with open(shown, "rb") as opened:
+                    data = opened.read(MAX_BYTES + 1)
+            except (OSError, ValueError) as exc:  # ValueError: a null byte in the name
+                reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+                there_are = ", ".join(scenario_names())
+                if "/" in name or name.endswith((".yaml", ".yml")):
+                    message, hint = f"{shown} can't be read: {reason}", f"shipped ones: {there_are}"
+                else:
+                    near = messages.closest(name, scenario_names())
+                    message = f"there is no scenario {name}"
+                    hint = f"did you mean {near}?" if near else f"there are {there_are}, or give a file"
+                self.complain(origin, path, message, hint)
+                return None
+        tree, problems = read(data, kind, shown)
+        self.problems += problems
+        if tree is None:
+            return None
+        if not isinstance(tree.value, dict):
+            wanted = "the file must hold keys and values, and begin with `format: scenario/1`"
+            self.complain(tree.origin, (), wanted)
+            return None
+        return tree if self._has_format(tree, "scenario") else None
+
     def environment(self, environ: Mapping[str, str]) -> None:
         for name in sorted(environ):
             for prefix, root in ENVIRONMENT_PREFIXES.items():
@@ -265,7 +327,9 @@ class _Loading:
         shown = value.value if hasattr(value, "value") else value
         dotted = FLAG_KEYS.get(option, option)
         origin = Origin(SourceKind.FLAG, f"--{option.replace('_', '-')} {shown}")
-        self._set("experiment", dotted.split("."), str(shown), origin)
+        first, _, rest = dotted.partition(".")
+        root, keys = (first, rest) if first in _ROOTS else ("experiment", dotted)
+        self._set(root, keys.split("."), str(shown), origin)
 
     def _set(self, root: str, keys: list[str], text: str, origin: Origin) -> None:
         leaf, problems = read(text, origin.kind, origin.source, positions=False)
@@ -274,6 +338,7 @@ class _Loading:
             return
         for path in self._paths(self.trees[root], keys, (), origin):
             self.trees[root] = put(self.trees[root], path, Tree(leaf.value, origin, origin))
+        self._expand_scenario()
 
     def _paths(self, tree: Tree | None, keys: list[str], path: Path, origin: Origin) -> Iterator[Path]:
         """The paths that ``keys`` stand for, entries of lists by index, name or ``*``."""

@@ -17,6 +17,7 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(gt=0)]
+RunShare = Annotated[float, Field(ge=0, le=1)]  # of a run's rounds
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 
 
@@ -76,10 +77,23 @@ class Link(Section):
     stall_frames: PositiveInt = 24  # frames without one acknowledged block before a stream is given up
 
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Allocator(Section):
-    name: Literal["balanced", "round-robin", "rss"] = "balanced"
+    """A policy of :mod:`testbed.policies` and how reluctant it is to change its mind."""
+
+    name: Literal["closed-loop", "solve-once", "balanced", "round-robin", "rss", "bcd"] = "closed-loop"
     rate_model: Literal["mcs", "shannon"] = "mcs"
-    cut_hysteresis: Annotated[float, Field(ge=0, lt=1)] = 0.05  # predicted gain that a cut move must bring
+    assignment_hysteresis: Share = 0.01  # share of the predicted latency that a new assignment must save
+    cut_hysteresis: Share = 0.03  # the same for another cut, on top of the cost of moving there
+    cut_horizon_rounds: PositiveInt = 10  # over which that cost is spread
+    iterations: PositiveInt | None = None  # of the optimiser's outer loop; its own default when left out
+
+
+class Prediction(Section):
+    model: Literal["twin", "paper"] = "twin"  # the protocol, simulated; or the paper's formula
+    num_draws: Annotated[int, Field(ge=8, le=4096)] = 128
 
 
 class Evaluation(Section):
@@ -105,6 +119,7 @@ class Experiment(Section):
     numerology: NumerologySection
     link: Link = Link()
     allocator: Allocator = Allocator()
+    prediction: Prediction = Prediction()
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
 
@@ -123,6 +138,8 @@ class Fading(Section):
     num_taps: Annotated[int, Field(ge=1, le=64)] = 1
     rician_k_db: FiniteFloat | None = None  # None: Rayleigh
     doppler_hz: NonNegativeFloat = 0.0  # 0: the channel does not move
+    # Still within a round, and correlated by rho^k over k rounds; None: it moves with time.
+    round_correlation: Annotated[float, Field(ge=0, lt=1)] | None = None
 
 
 class LinkChannel(Section):
@@ -174,6 +191,61 @@ class Control(Section):
     start_timeout_s: PositiveFloat = 60.0
 
 
+class ScenarioFading(Section):
+    """What all channels of the lab do in place of their own ``doppler_hz`` or ``round_correlation``."""
+
+    kind: Literal["per_round", "doppler"]
+    correlation: Annotated[float, Field(ge=0, lt=1)] | None = None  # per_round: over one round
+    doppler_hz: NonNegativeFloat | None = None  # doppler; 0: nothing moves
+
+
+class Change(Section):
+    """Something that happens to one board, named by ``board`` or by ``index`` (0: the lab's first)."""
+
+    board: Name | None = None
+    index: Annotated[int, Field(ge=0)] | None = None
+
+
+class Walk(Change):
+    """A walk through a fade: path loss rises by ``depth_db`` and falls again, as a raised cosine."""
+
+    begins: RunShare
+    ends: RunShare
+    depth_db: Annotated[float, Field(gt=0, le=15)]
+
+
+class Throttle(Change):
+    """A processor that is slower for a while, as when it is too hot."""
+
+    begins: RunShare
+    ends: RunShare
+    slowdown: Annotated[float, Field(ge=1, le=3)]
+
+
+class Happening(Change):
+    """A redraw of a board's channel, a board that joins, or one that leaves."""
+
+    at: RunShare
+
+
+class Scenario(Section):
+    """Hidden truth of the emulated lab that changes while a run goes on.
+
+    Instants are shares of the run's rounds, so that a scenario fits a run of any length.
+    """
+
+    format: Literal["scenario/1"] = "scenario/1"
+    name: Name = "scenario"
+    version: PositiveInt = 1
+    description: str = ""
+    fading: ScenarioFading | None = None  # None: the lab's own
+    walks: tuple[Walk, ...] = ()
+    throttles: tuple[Throttle, ...] = ()
+    redraws: tuple[Happening, ...] = ()
+    joins: tuple[Happening, ...] = ()
+    leaves: tuple[Happening, ...] = ()
+
+
 class Lab(Section):
     format: Literal["lab/1"] = "lab/1"
     name: Name = "lab"
@@ -183,5 +255,6 @@ class Lab(Section):
     radio: EmulatedRadio = EmulatedRadio()
     clock: Clock = Clock()
     control: Control = Control()
+    scenario: Scenario | None = None  # in a file: also the name of a shipped one, or a path
     server: Server
     boards: Annotated[tuple[Board, ...], Field(min_length=1, max_length=256)]

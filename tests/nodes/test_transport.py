@@ -146,6 +146,23 @@ def test_take_finds_what_it_was_asked_for_and_leaves_the_rest_in_order(over) -> 
     over(body)
 
 
+def test_draining_takes_all_of_one_kind_and_source_and_nothing_else(over) -> None:
+    async def body(net: Net) -> None:
+        for number in range(3):
+            await net.ends["a"].send("b", intent(number))
+        await net.ends["a"].send("b", Stop("no intent"))
+        await net.ends[CONTROLLER].send("b", intent(9))
+        await net.settle("a", "b")
+        await net.settle(CONTROLLER, "b")
+        end = net.ends["b"]
+        assert end.drain(UplinkIntent, "a") == [intent(0), intent(1), intent(2)]
+        assert end.drain(UplinkIntent, "a") == []
+        assert (await end.take(Stop, "a", timeout_s=LIMIT_S))[0] == Stop("no intent")
+        assert end.drain(UplinkIntent, CONTROLLER) == [intent(9)]
+
+    over(body)
+
+
 def test_waiters_get_only_what_they_accept_whoever_waited_first(over) -> None:
     async def body(net: Net) -> None:
         end = net.ends["b"]

@@ -20,6 +20,7 @@ import pytest
 import zmq
 from signals import complex_noise
 
+from radio import plane
 from radio.air.channel import LinkParameters
 from radio.air.core import AirCore, AirParameters, PortParameters
 from radio.air.process import AirReady, AirSetup
@@ -304,6 +305,52 @@ def test_an_air_that_offers_no_shared_memory_and_one_that_does_not_answer() -> N
             asyncio.run(attach(ready.endpoint, "nobody"))
     with pytest.raises(RadioTimeoutError, match="did not answer board within"):
         asyncio.run(attach(ready.endpoint))
+
+
+def test_the_controller_begins_rounds_and_nobody_else() -> None:
+    """Each word is answered, a refusal with its reason; a radio that says one is shown out."""
+
+    def controller(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+        socket = context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.IDENTITY, plane.CONTROLLER_IDENTITY)
+        socket.setsockopt(zmq.RCVTIMEO, int(1000 * PATIENCE_S))
+        socket.connect(endpoint)
+        return socket
+
+    async def use(endpoint: str) -> None:
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        socket = controller(context, endpoint)
+
+        def begin(round_index: int, first_sample: int) -> plane.RoundBegun:
+            socket.send(plane.encode_word(plane.BeginRound(round_index, first_sample)))
+            answer = plane.decode_word(socket.recv())
+            assert isinstance(answer, plane.RoundBegun)
+            assert (answer.round_index, answer.first_sample) == (round_index, first_sample)
+            return answer
+
+        connection = ZmqConnection(context, endpoint, "server")
+        radio = EmulatedRadio(connection, RATE_HZ)
+        try:
+            await radio.start()
+            assert begin(0, 0).refusal == ""
+            await radio.receive(500, 0, frozenset(), PATIENCE_S)
+            assert "everything before 500" in begin(1, 499).refusal
+            assert begin(1, 500).refusal == ""
+            assert begin(1, 500).refusal == ""
+            assert "does not follow round 1" in begin(0, 700).refusal
+            await connection.say(plane.BeginRound(2, 5000))
+            with pytest.raises(RadioError, match="'server' may not begin a round"):
+                await radio.receive(100, 500, frozenset({"board"}), PATIENCE_S)
+            assert begin(2, 4000).refusal == ""
+        finally:
+            await radio.stop()
+            socket.close()
+            context.term()
+
+    with air_process(AirSetup(PARAMETERS, frame_samples=4000)) as (process, ready):
+        asyncio.run(use(ready.endpoint))
+        assert process.poll() is None
 
 
 def test_the_air_survives_what_strangers_send() -> None:

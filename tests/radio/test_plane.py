@@ -110,6 +110,8 @@ WORDS = [
     plane.Event("late", 4, 1, "words"),
     plane.Refused("words", True),
     plane.Detach("board-1"),
+    plane.BeginRound(3, 10**9),
+    plane.RoundBegun(3, 10**9, "words"),
     plane.Usage(1.0, 2.0, 3),
 ]
 
@@ -128,6 +130,8 @@ def test_words_survive_the_wire(word: plane.AnyWord) -> None:
         {"t": "burst", "first_sample": 0, "num_samples": -5, "ring_offset": 0},
         {"t": "request", "request_id": 1, "first_sample": 0, "num_samples": 2**40, "expected": []},
         {"t": "silent", "sample": 2**62},
+        {"t": "begin-round", "round_index": -1, "first_sample": 0},
+        {"t": "begin-round", "round_index": 0, "first_sample": 2**63},
         {
             "t": "samples",
             "request_id": 1,

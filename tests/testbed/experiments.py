@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from testbed.config.loader import ResolvedConfig, load
-from testbed.engine import RunResult
+from testbed.results import RunResult
 from testbed.record import Run, read_run
 from testbed.session import run_experiment
 

@@ -58,7 +58,8 @@ def test_a_preset_loads_and_passes_every_check(preset):
 
 def test_the_presets_are_the_two_numerologies_of_the_lab():
     laptop, pluto = load().experiment.numerology, load(preset="pluto-lab").experiment.numerology
-    assert preset_names() == ["laptop", "pluto-lab"]
+    assert preset_names() == ["edge", "laptop", "pluto-lab"]
+    assert load(preset="edge").experiment.numerology == laptop
     assert (laptop.sample_rate_hz, laptop.fft_size, laptop.prefix_samples) == (20e6, 1024, 72)
     assert (pluto.sample_rate_hz, pluto.fft_size, pluto.prefix_samples) == (2.5e6, 256, 32)
     assert laptop.num_subchannels == pluto.num_subchannels == 20
@@ -82,6 +83,23 @@ def test_a_preset_is_the_scenario_scaled_by_its_bandwidth(preset):
         noise_dbm_per_hz = -174 + lab.radio.noise_figure_db
         received_dbm_per_hz = -50 + lab.radio.antenna_gain_db - board.channel.path_loss_db
         assert 5 <= received_dbm_per_hz - noise_dbm_per_hz <= 28
+
+
+def test_on_the_edge_computing_lasts_as_long_whether_measured_or_modelled():
+    """Its cycles per FLOP are fitted to what a machine like this one takes at the shallowest cut."""
+    lab = load(preset="edge").lab
+    client_cpu_s, client_flops = 0.6e-3 + 0.9e-3, 2 * 221184
+    server_cpu_s, server_flops = 4e-3 + 10e-3, 151_838_720 + 197_533_696
+    for processor, cpu_s, flops in [
+        *[(board.processor, client_cpu_s, client_flops) for board in lab.boards],
+        (lab.server.processor, server_cpu_s, server_flops),
+    ]:
+        measured_s = cpu_s * processor.slowdown
+        assert flops * processor.cycles_per_flop / processor.clock_hz == pytest.approx(measured_s, rel=0.02)
+    slowdowns = [board.processor.slowdown for board in lab.boards]
+    assert (min(slowdowns), max(slowdowns)) == (40, 64)
+    # The same core everywhere, at another clock.
+    assert {round(b.processor.slowdown * b.processor.clock_hz / 5e9, 3) for b in lab.boards} == {1.0}
 
 
 # -------------------------------------------------------------------------------- precedence

@@ -19,7 +19,8 @@ from nodes.messages import Evaluated
 from radio.air.core import AirCore, Window
 from radio.drivers.base import Reception
 from radio.drivers.emulated import EmulatedRadio
-from testbed.engine import Engine, RunResult, StopReason
+from testbed.engine import Engine
+from testbed.results import RunResult, StopReason
 from testbed.errors import ExitCode, StorageError
 from testbed.record import Run, read_run
 from tests.testbed.experiments import (

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from testbed.engine import RoundSummary, RunResult, StopReason
+from testbed.results import RoundSummary, RunResult, StopReason
 from testbed.errors import ExitCode
 from testbed.record import Run, read_run
 from testbed.session import run_experiment

@@ -1,0 +1,244 @@
+"""What is known of links and processors: filtered, aged, with uncertainty.
+
+Measurements go in as they are reported; what comes out is the level to plan with and how far the
+next round's truth may lie from it.  A level follows a random walk and is seen through noise; how
+fast it walks and how noisy it is seen are learned from the measurements themselves.  A value far
+outside of what the past allows is held back once: if the next one agrees with it, something has
+changed and the level jumps there; if not, it was a spike and changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+GATE_DEVIATIONS = 4.0
+MOMENT_WEIGHT = 0.15  # of a new measurement in the learned variances
+MAX_GAIN = 0.95  # of the filter: some trust in the past is always left
+
+
+@dataclass(frozen=True)
+class FilterPriors:
+    """What a filter believes before it has seen anything, in the unit of its values.
+
+    Attributes
+    ----------
+    walk, noise
+        Standard deviation of the level's step from round to round, and of a measurement.
+    min_gate
+        No value closer to the level than this is held back, however quiet the past was.
+    """
+
+    walk: float
+    noise: float
+    min_gate: float
+
+
+GAIN_PRIORS = FilterPriors(walk=1.0, noise=0.7, min_gate=8.0)  # [dB]
+SPEED_PRIORS = FilterPriors(walk=0.05, noise=0.1, min_gate=0.35)  # natural logarithm
+
+
+@dataclass
+class LevelFilter:
+    """Levels of ``n`` values that are measured together, such as a link's subchannels.
+
+    A local level model, x_t = x_{t-1} + w, z_t = x_t + v, with a Kalman filter whose variances
+    follow from the moments of the differences d_t = z_t - z_{t-1}: E[d_t d_{t-1}] = -Var v and
+    E[d_t^2] = Var w + 2 Var v (Harvey, Forecasting, structural time series models, 1989, 2.4).
+
+    Attributes
+    ----------
+    level
+        ``[n]``; NaN before the first measurement.
+    age_rounds
+        Rounds since the last measurement that was believed.
+    """
+
+    size: int
+    priors: FilterPriors
+    level: FloatArray = field(init=False)
+    age_rounds: int = 0
+    _variance: FloatArray = field(init=False)
+    _walk: float = field(init=False)
+    _noise: float = field(init=False)
+    _difference_moment: float = field(init=False)
+    _lagged_moment: float = field(init=False)
+    _common_moment: float = field(init=False)
+    _own_moment: float = field(init=False)
+    _last: FloatArray = field(init=False)
+    _last_difference: FloatArray = field(init=False)
+    _suspect: FloatArray = field(init=False)
+
+    def __post_init__(self) -> None:
+        walk, noise = self.priors.walk**2, self.priors.noise**2
+        for name in ("level", "_last", "_last_difference", "_suspect"):
+            setattr(self, name, np.full(self.size, np.nan))
+        self._variance = np.full(self.size, noise)
+        self._walk, self._noise = walk, noise
+        self._difference_moment, self._lagged_moment = walk + 2 * noise, -noise
+        total = walk + noise
+        self._common_moment, self._own_moment = total / 2, total / 2
+
+    @property
+    def known(self) -> bool:
+        """Whether anything was measured yet."""
+        return bool(np.all(np.isfinite(self.level)))
+
+    def pass_round(self) -> None:
+        """A round begins: what is known grows older and less certain."""
+        self.age_rounds += 1
+        self._variance = self._variance + self._walk
+
+    def take(self, measured: FloatArray) -> NDArray[np.bool_]:
+        """Take a measurement ``[n]``; which of its values are held back ``[n]``.
+
+        Values that are not finite are held back too, and nothing is remembered of them.
+        """
+        finite = np.isfinite(measured)
+        fresh = finite & ~np.isfinite(self.level)
+        self.level[fresh] = measured[fresh]
+        self._last[fresh] = measured[fresh]
+        innovation = np.where(finite, measured - self.level, 0.0)
+        spread = np.sqrt(self._variance + self._noise)
+        gate = np.maximum(self.priors.min_gate, GATE_DEVIATIONS * spread)
+        outside = finite & (np.abs(innovation) > gate)
+        agrees = outside & (np.abs(measured - self._suspect) <= gate)
+        held = outside & ~agrees
+        self._suspect = np.where(held, measured, np.nan)
+        # Something has changed: the past says nothing about the level any more.
+        self.level[agrees] = measured[agrees]
+        self._variance[agrees] = self._noise
+        believed = finite & ~outside
+        gain = np.minimum(self._variance / (self._variance + self._noise), MAX_GAIN)
+        if believed.any():
+            self._learn(measured, np.where(believed, innovation, np.nan), believed & ~fresh)
+            self.level[believed] += (gain * innovation)[believed]
+            self._variance[believed] *= (1 - gain)[believed]
+        self._last = np.where(finite & ~held, measured, np.nan)
+        if (finite & ~held).any():
+            self.age_rounds = 0
+        return held | ~finite
+
+    def _learn(self, measured: FloatArray, innovation: FloatArray, usable: NDArray[np.bool_]) -> None:
+        """Follow the moments that walk, noise and deviations are read from."""
+        if not usable.any():
+            self._last_difference = np.full(self.size, np.nan)
+            return
+        difference = np.where(usable, measured - self._last, np.nan)
+        lagged = difference * self._last_difference
+        self._last_difference = difference
+        if np.isfinite(difference).any():
+            self._difference_moment += MOMENT_WEIGHT * (
+                float(np.nanmean(difference**2)) - self._difference_moment
+            )
+        if np.isfinite(lagged).any():
+            self._lagged_moment += MOMENT_WEIGHT * (float(np.nanmean(lagged)) - self._lagged_moment)
+        smallest = 0.01 * self.priors.noise**2
+        self._noise = float(
+            np.clip(-self._lagged_moment, smallest, 0.49 * self._difference_moment + smallest)
+        )
+        self._walk = max(self._difference_moment - 2 * self._noise, smallest)
+        errors = innovation[usable]
+        common = float(errors.mean())
+        own = float(errors.var()) if errors.size > 1 else 0.0
+        self._common_moment += MOMENT_WEIGHT * (common**2 - self._common_moment)
+        self._own_moment += MOMENT_WEIGHT * (own - self._own_moment)
+
+    def deviations(self) -> tuple[float, float]:
+        """Standard deviations of the next measurement from the level: common to all values, and own.
+
+        Learned from how far earlier measurements lay from the level; older levels deviate more.
+        """
+        aged = max(0, self.age_rounds - 1) * self._walk
+        return float(np.sqrt(self._common_moment + aged)), float(np.sqrt(self._own_moment))
+
+    def deviation(self) -> float:
+        """Standard deviation of the next measurement from the level, common and own together."""
+        common, own = self.deviations()
+        return float(np.hypot(common, own))
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A measurement that was not believed, in words for the record."""
+
+    node: str
+    what: str  # "gain", "compute" or "report"
+    subject: str
+    words: str
+
+
+class LinkFilter:
+    """Gain over noise PSD of one directed link, per subchannel [dB(Hz/W)]."""
+
+    def __init__(self, transmitter: str, receiver: str, num_subchannels: int) -> None:
+        self.transmitter = transmitter
+        self.receiver = receiver
+        self.filter = LevelFilter(num_subchannels, GAIN_PRIORS)
+        self.first_level_db: FloatArray | None = None
+
+    def take(self, gain: FloatArray, noise_w_per_hz: float, floor_per_psd: float) -> list[Rejection]:
+        """Take a sounding's gains ``[M]``; what of it was not believed.
+
+        Parameters
+        ----------
+        floor_per_psd
+            Gain over noise below which the sounding cannot tell one value from another [Hz/W].
+        """
+        link = f"{self.transmitter} to {self.receiver}"
+        if not (np.isfinite(noise_w_per_hz) and noise_w_per_hz > 0):
+            return [
+                Rejection(self.receiver, "gain", link, f"noise PSD of {noise_w_per_hz} W/Hz makes no sense")
+            ]
+        with np.errstate(invalid="ignore", over="ignore"):
+            ratio = np.maximum(np.asarray(gain, float) / noise_w_per_hz, floor_per_psd)
+            measured = 10 * np.log10(ratio)
+        held = self.filter.take(measured)
+        if self.first_level_db is None and self.filter.known:
+            self.first_level_db = self.filter.level.copy()
+        if not held.any():
+            return []
+        odd = np.flatnonzero(~np.isfinite(measured))
+        if odd.size:
+            words = f"gain is no number on subchannels {_listed(odd)}"
+        else:
+            distance = float(np.max(np.abs(measured - self.filter.level)[held]))
+            words = (
+                f"{int(held.sum())} of {held.size} subchannels lie up to {distance:.1f} dB from what was "
+                "expected; held back until the next sounding agrees"
+            )
+        return [Rejection(self.receiver, "gain", link, words)]
+
+
+class SpeedFilter:
+    """Speed of one processor in one phase at one cut: logarithm of FLOPs per second."""
+
+    def __init__(self, nominal_flops_per_s: float) -> None:
+        self.filter = LevelFilter(1, SPEED_PRIORS)
+        self.nominal_flops_per_s = nominal_flops_per_s
+
+    def take(self, flops: float, seconds: float) -> bool:
+        """Take a compute span; whether it was believed."""
+        if not (np.isfinite(flops) and np.isfinite(seconds) and flops > 0 and seconds > 0):
+            return False
+        return not bool(self.filter.take(np.array([np.log(flops / seconds)]))[0])
+
+    @property
+    def flops_per_s(self) -> float:
+        if not self.filter.known:
+            return self.nominal_flops_per_s
+        return float(np.exp(self.filter.level[0]))
+
+    @property
+    def relative_deviation(self) -> float:
+        """Of the next span's length from what the speed says."""
+        return self.filter.deviation()
+
+
+def _listed(indices: NDArray[np.int64]) -> str:
+    shown = ", ".join(str(int(k)) for k in indices[:6])
+    return shown + (", ..." if indices.size > 6 else "")

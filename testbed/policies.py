@@ -1,0 +1,356 @@
+"""How each round's plan comes about: the closed loop, and what it is compared with.
+
+A policy sees estimates only, through a :class:`View`: allocation problems, and what the twin of
+:mod:`testbed.latency` expects a plan to take.  The measured lab is the same for all of them, and
+so is the modem's adaptation of the MCS from frame to frame.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from testbed import latency
+from testbed.allocator.api import allocate
+from testbed.allocator.power import optimal_power
+from testbed.allocator.problem import AllocationError, InfeasibleError, Plan, Problem, RateModel
+
+KEPT = "kept"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan that was weighed, and the mean latency the twin expects of it [s]."""
+
+    name: str
+    plan: Plan
+    predicted_s: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A plan and how it came about.
+
+    Attributes
+    ----------
+    predicted_s
+        Mean latency that the twin expects [s].
+    why
+        One sentence for people.
+    """
+
+    plan: Plan
+    clients: tuple[str, ...]
+    predicted_s: float
+    why: str
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How reluctant the closed loop is.
+
+    Attributes
+    ----------
+    assignment_hysteresis, cut_hysteresis
+        Share of the predicted latency that a new assignment, or a new cut, must save.
+    cut_horizon_rounds
+        Rounds over which the cost of moving a cut is spread.
+    iterations
+        Limit of the optimiser's outer loop; a count and no time, so that runs repeat.
+    """
+
+    assignment_hysteresis: float
+    cut_hysteresis: float
+    cut_horizon_rounds: int
+    iterations: int | None
+
+
+class View(Protocol):
+    """What a policy may know in a round."""
+
+    clients: tuple[str, ...]
+    cuts: tuple[int, ...]
+    current_cut: int | None
+    rounds_left: int
+    rate_model: RateModel
+    tuning: Tuning
+
+    def problem(self, cut: int, guard_db: float = 0.0) -> Problem:
+        """The allocation problem at a cut; ``guard_db`` is held back of every uplink SNR."""
+
+    def expect(self, plan: Plan) -> float:
+        """Mean latency of a round under a plan [s]; equal random numbers for every plan of a round."""
+
+    def move_cost_s(self, plan: Plan) -> float:
+        """Expected time to move the cut from the present one to the plan's [s]."""
+
+    def at_first_sight(self) -> View:
+        """The same, from what was known of each link and board when it was first heard."""
+
+
+class Policy(Protocol):
+    def decide(self, view: View) -> Decision:
+        """The plan of a round.
+
+        Raises
+        ------
+        InfeasibleError
+            No plan carries every client's bits.
+        """
+
+
+def _solve(view: View, cut: int, method: str, guard_db: float = 0.0) -> Plan:
+    plan = allocate(view.problem(cut, guard_db), method, view.rate_model, iterations=view.tuning.iterations)
+    if guard_db == 0.0:
+        return plan
+    # What a guarded plan costs is asked of the problem as it is.
+    reached, phases = latency.evaluate(
+        view.problem(cut), cut, plan.assignment, plan.psd_w_per_hz, view.rate_model
+    )
+    return dataclasses.replace(plan, latency_s=reached, phases=phases, lower_bound_s=None)
+
+
+def _feasible(view: View, make: Callable[[int], Plan]) -> dict[int, Plan]:
+    """Plans by cut; cuts without one are left out, unless all are."""
+    plans: dict[int, Plan] = {}
+    failure: InfeasibleError | None = None
+    for cut in view.cuts:
+        try:
+            plans[cut] = make(cut)
+        except InfeasibleError as exc:
+            failure = exc
+    if not plans:
+        raise failure or AllocationError("cuts", "there is none to choose from")
+    return plans
+
+
+def _with_runner_up(plan: Plan, plans: dict[int, Plan]) -> Plan:
+    """A plan whose binding names the next-best cut by the formula."""
+    others = [other for cut, other in plans.items() if cut != plan.cut_layer]
+    if not others:
+        return plan
+    second = min(others, key=lambda other: other.latency_s)
+    binding = dataclasses.replace(
+        plan.binding,
+        runner_up_cut=second.cut_layer,
+        runner_up_latency_s=second.latency_s,
+        runner_up_is_bound=False,
+    )
+    return dataclasses.replace(plan, binding=binding)
+
+
+def _leaves_cut(view: View, best: Candidate, stay: Candidate) -> bool:
+    """Whether a better cut is worth its move."""
+    horizon = max(1, min(view.rounds_left, view.tuning.cut_horizon_rounds))
+    spread_s = view.move_cost_s(best.plan) / horizon
+    return best.predicted_s + spread_s < (1 - view.tuning.cut_hysteresis) * stay.predicted_s
+
+
+class ClosedLoop:
+    """Plans anew each round, weighs by the twin, and changes only what is worth changing.
+
+    For each cut the certified optimiser's plan, the same with a guard against fading, and balanced
+    turns; beside them the assignment of the round before, with its power set anew.
+    """
+
+    GUARDS_DB = (0.7,)
+
+    def __init__(self) -> None:
+        self._owners: dict[int, str] | None = None
+        self._cut: int | None = None
+
+    def decide(self, view: View) -> Decision:
+        solved = _feasible(view, lambda cut: _solve(view, cut, "fast"))
+        candidates: list[Candidate] = []
+
+        def weigh(name: str, plan: Plan) -> Candidate:
+            candidate = Candidate(name, plan, view.expect(plan))
+            candidates.append(candidate)
+            return candidate
+
+        best_by_cut: dict[int, Candidate] = {}
+        shown = sorted(solved, key=lambda cut: solved[cut].latency_s)[:2]
+        if view.current_cut in solved and view.current_cut not in shown:
+            shown.append(view.current_cut)
+        for cut in shown:
+            options = [weigh("fast", solved[cut])]
+            for guard_db in self.GUARDS_DB:
+                options.append(weigh(f"fast, {guard_db:g} dB held back", _solve(view, cut, "fast", guard_db)))
+            options.append(weigh("balanced", _solve(view, cut, "balanced")))
+            best_by_cut[cut] = min(options, key=lambda option: option.predicted_s)
+        kept = self._kept(view)
+        present = view.current_cut
+        if kept is not None and present in best_by_cut:
+            stay = weigh(KEPT, kept)
+            fresh = best_by_cut[present]
+            saving = 1 - fresh.predicted_s / stay.predicted_s
+            if saving <= view.tuning.assignment_hysteresis:
+                best_by_cut[present] = stay
+                why = f"assignment kept: a new one would save {100 * max(saving, 0.0):.1f} %"
+            else:
+                why = f"new assignment ({fresh.name}) saves {100 * saving:.1f} %"
+        else:
+            why = "first plan for these clients"
+        chosen = min(best_by_cut.values(), key=lambda option: option.predicted_s)
+        if present in best_by_cut and chosen.plan.cut_layer != present:
+            stay = best_by_cut[present]
+            saving = 1 - chosen.predicted_s / stay.predicted_s
+            if _leaves_cut(view, chosen, stay):
+                why = f"cut moves to {chosen.plan.cut_layer}: {100 * saving:.1f} % less, move paid back"
+            else:
+                why += f"; cut {chosen.plan.cut_layer} would save {100 * saving:.1f} %, not worth the move"
+                chosen = stay
+        plan = _with_runner_up(chosen.plan, solved)
+        self._owners = {k: view.clients[int(owner)] for k, owner in enumerate(plan.assignment) if owner >= 0}
+        self._cut = plan.cut_layer
+        return Decision(plan, view.clients, chosen.predicted_s, why, tuple(candidates))
+
+    def _kept(self, view: View) -> Plan | None:
+        """The assignment of the round before with optimal power now; ``None`` where it does not fit."""
+        if self._owners is None or set(self._owners.values()) != set(view.clients):
+            return None
+        cut = view.current_cut
+        if cut is None or cut not in view.cuts:
+            return None
+        problem = view.problem(cut)
+        assignment = np.full(problem.num_subchannels, -1, np.int64)
+        for k, name in self._owners.items():
+            assignment[k] = view.clients.index(name)
+        return _powered(problem, cut, assignment, view.rate_model, KEPT)
+
+
+def _powered(
+    problem: Problem, cut: int, assignment: np.ndarray, rate_model: RateModel, method: str
+) -> Plan | None:
+    down_bps = latency.downlink_rates(problem, rate_model)
+    terms = latency.cut_terms(problem, cut, latency.broadcast_rate(problem, down_bps))
+    psd = optimal_power(problem, assignment, terms.forward_s, terms.uplink_bits, rate_model)[1]
+    reached, phases = latency.evaluate(problem, cut, assignment, psd, rate_model)
+    if not np.isfinite(reached) or latency.violations(problem, assignment, psd):
+        return None
+    binding = latency.explain(problem, cut, assignment, psd, rate_model)
+    return Plan(cut, assignment, psd, reached, None, phases, method, binding)
+
+
+class SolveOnce:
+    """The closed loop's optimiser on first sight, then frozen.
+
+    When boards come or leave, it is solved anew from what was known of each board when it was first
+    heard: a plan for other boards would be no plan.
+    """
+
+    def __init__(self) -> None:
+        self._frozen: Decision | None = None
+
+    def decide(self, view: View) -> Decision:
+        if self._frozen is None or self._frozen.clients != view.clients:
+            first = view.at_first_sight()
+            decision = ClosedLoop().decide(first)
+            self._frozen = dataclasses.replace(decision, why="solved once for these clients")
+            return self._frozen
+        return dataclasses.replace(
+            self._frozen,
+            predicted_s=view.expect(self._frozen.plan),
+            why="frozen since it was first solved for these clients",
+            candidates=(),
+        )
+
+
+class EachRound:
+    """One of the allocator's methods, solved each round, with the best cut of each round.
+
+    The cut moves under the same rule as in the closed loop, or each change of mind would cost it.
+    """
+
+    def __init__(self, method: str) -> None:
+        self._method = method
+
+    def decide(self, view: View) -> Decision:
+        plans = _feasible(view, lambda cut: _solve(view, cut, self._method))
+        candidates = {cut: Candidate(self._method, plan, view.expect(plan)) for cut, plan in plans.items()}
+        chosen = min(candidates.values(), key=lambda option: option.predicted_s)
+        why = "solved anew"
+        stay = candidates.get(view.current_cut) if view.current_cut is not None else None
+        if stay is not None and chosen is not stay and not _leaves_cut(view, chosen, stay):
+            chosen = stay
+            why = "solved anew; another cut is not worth the move"
+        return Decision(
+            _with_runner_up(chosen.plan, plans),
+            view.clients,
+            chosen.predicted_s,
+            why,
+            tuple(candidates.values()),
+        )
+
+
+class FixedCut:
+    """One of the allocator's methods each round, with the cut that was best, or drawn, at first."""
+
+    def __init__(self, method: str) -> None:
+        self._method = method
+        self._cut: int | None = None
+
+    def decide(self, view: View) -> Decision:
+        cuts = view.cuts if self._cut not in view.cuts else (self._cut,)
+        chosen: Candidate | None = None
+        candidates = []
+        failure: InfeasibleError | None = None
+        for cut in cuts:
+            try:
+                plan = _solve(view, cut, self._method)
+            except InfeasibleError as exc:
+                failure = exc
+                continue
+            candidate = Candidate(self._method, plan, view.expect(plan))
+            candidates.append(candidate)
+            if chosen is None or candidate.predicted_s < chosen.predicted_s:
+                chosen = candidate
+        if chosen is None:
+            raise failure or AllocationError("cuts", "there is none to choose from")
+        why = "solved anew at the cut of the first round"
+        if self._cut is None:
+            why = "the best cut of the first round stays"
+            self._cut = chosen.plan.cut_layer
+        return Decision(chosen.plan, view.clients, chosen.predicted_s, why, tuple(candidates))
+
+
+POLICIES: dict[str, str] = {
+    "closed-loop": "plans each round from filtered measurements, weighs by prediction, with hysteresis",
+    "solve-once": "the closed loop's optimiser on the first estimates, then frozen",
+    "balanced": "subchannels in balanced turns, optimal power, best cut each round",
+    "round-robin": "subchannels dealt out in turn, uniform PSD, the best fixed cut",
+    "rss": "subchannel to the best receiver, uniform PSD, the best fixed cut",
+    "bcd": "the paper's block coordinate descent each round (reconstructed), best cut",
+}
+
+
+def make_policy(name: str) -> Policy:
+    """A policy by its name in :data:`POLICIES`.
+
+    Raises
+    ------
+    AllocationError
+        There is none of that name.
+    """
+    if name == "closed-loop":
+        return ClosedLoop()
+    if name == "solve-once":
+        return SolveOnce()
+    if name in ("balanced", "bcd"):
+        return EachRound(name)
+    if name in ("round-robin", "rss"):
+        return FixedCut(name)
+    raise AllocationError("allocator.name", f"{name!r} is not one of {', '.join(POLICIES)}")
+
+
+def methods_of(name: str) -> tuple[str, ...]:
+    """Allocator methods that a policy uses, for warming their kernels."""
+    return {
+        "closed-loop": ("fast", "balanced"),
+        "solve-once": ("fast", "balanced"),
+    }.get(name, (name,))
