@@ -263,12 +263,14 @@ class Agent:
                 notes = await role.round(envelope.round_index, grant)
             else:
                 notes = await role.move_cut(envelope.round_index, grant)
+                await context.timeline.rehearse(role.rehearse)
             return _round_report(context, notes)
         if isinstance(command, SoundingStart):
             self._endpoint.enter_round(envelope.round_index)
             return await _sound(context, command)
         if isinstance(command, Configure):
             role.configure(command.cut_layer)
+            await context.timeline.rehearse(role.rehearse)
             return WeightsDone("configure", 0)
         if isinstance(command, WeightsWanted):
             if command.purpose.startswith("start/") and isinstance(role, ServerRole):

@@ -22,6 +22,7 @@ from nodes.messages import (
     UplinkPermit,
 )
 from nodes.roles import (
+    REHEARSALS,
     RoundNotes,
     client_settings,
     label_array,
@@ -53,6 +54,14 @@ class ClientRole:
         self.trainer = ClientTrainer(
             self.material.fresh_model(), cut_layer, client_settings(self.context.setup.learning)
         )
+
+    def rehearse(self) -> None:
+        """The work of a round on a scratch model: what is prepared once is no part of any span."""
+        settings = client_settings(self.context.setup.learning)
+        scratch = ClientTrainer(self.material.fresh_model(), self._trainer().cut, settings)
+        images, _ = self.material.mini_batch(self.index, 0)
+        for _ in range(REHEARSALS):
+            scratch.backward(np.zeros_like(scratch.forward(images)))
 
     def _trainer(self) -> ClientTrainer:
         if self.trainer is None:

@@ -25,6 +25,7 @@ from radio.link import stream_tag
 CODEC_OVERHEAD_BYTES = 4096
 WEIGHTS_OVERHEAD_BYTES = 1 << 20
 LABEL_BYTES = 8
+REHEARSALS = 3  # of a round's work before its first span counts: kernels and memory are found then
 
 
 def client_settings(learning: LearningSpec) -> OptimizerSettings:

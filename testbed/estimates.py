@@ -22,6 +22,7 @@ STREAM_MEMORY = 0.85  # weight of the past in block statistics, per round
 PRIOR_BLOCKS = 60.0  # blocks that the target error rate counts for, before any is seen
 MAX_BIAS_DB = 6.0
 MISSES_UNTIL_LEFT_OUT = 2
+AGREEMENT = 0.5  # of two spans' surprises, as logarithms
 BIAS_WEIGHT = 0.2
 CLIENT_PHASES = ("client-forward", "client-backward")
 SERVER_PHASES = ("server-forward", "server-backward")
@@ -70,7 +71,6 @@ class LinkState:
     def __init__(self, transmitter: str, receiver: str, num_subchannels: int, target_bler: float) -> None:
         self.gains = LinkFilter(transmitter, receiver, num_subchannels)
         self.stream = StreamStatistics(target_bler)
-        self.broadcast = StreamStatistics(target_bler)  # of a downlink
         self.outer_loop_db = 0.0
         self.bias_db = 0.0  # SNR in the slots over the SNR that the sounding promised
 
@@ -108,6 +108,7 @@ class Estimates:
         self._psd = {**sounding_psd_w_per_hz, server: downlink_psd_w_per_hz}
         self.uplink = {name: LinkState(name, server, num_subchannels, target_bler) for name in clients}
         self.downlink = {name: LinkState(server, name, num_subchannels, target_bler) for name in clients}
+        self.broadcast = StreamStatistics(target_bler)  # lost to somebody
         self._speeds: dict[tuple[str, str, int], SpeedFilter] = {}
         self._fresh: set[tuple[str, str]] = set()
         self._misses: dict[str, int] = {}  # soundings in a row in which the server missed a client
@@ -181,17 +182,22 @@ class Estimates:
     def take_spans(self, node: str, spans: Iterable[SpanRecord], cut_layer: int) -> list[Rejection]:
         """Follow the speed of a processor, FLOPs over the duration of its compute spans."""
         rejections = []
+        found = []
         for span in spans:
             flops = span.attributes.get("flops")
-            if not isinstance(flops, float | int):
-                continue
-            seconds = (span.end_ns - span.start_ns) / 1e9
-            speed = self._speed(node, span.phase, cut_layer)
+            if isinstance(flops, float | int):
+                found.append((self._speed(node, span.phase, cut_layer), span, float(flops)))
+        # A spike hits one span; a board that has become slower is slower in all of them.
+        surprises = [speed.surprise(flops, _seconds(span)) for speed, span, flops in found]
+        told = [value for value in surprises if value is not None]
+        confirmed = len(told) > 1 and max(told) - min(told) < AGREEMENT
+        for speed, span, flops in found:
             known = speed.filter.known
-            if not speed.take(float(flops), seconds) and known:
+            if not speed.take(flops, _seconds(span), confirmed=confirmed) and known:
+                expected_ms = flops / speed.flops_per_s * 1e3
                 words = (
-                    f"{span.phase} took {seconds * 1e3:.2f} ms where {flops / speed.flops_per_s * 1e3:.2f} ms "
-                    "were expected; held back until the next one agrees"
+                    f"{span.phase} took {_seconds(span) * 1e3:.2f} ms where {expected_ms:.2f} ms were "
+                    "expected; held back until another span agrees"
                 )
                 rejections.append(Rejection(node, "compute", span.phase, words))
         return rejections
@@ -206,6 +212,8 @@ class Estimates:
         for sent in report.transmissions:
             if sent.stream == "uplink" and sent.transmitter in self.uplink:
                 self.uplink[sent.transmitter].stream.take(sent.blocks_failed, sent.blocks_sent)
+            elif sent.stream == "broadcast" and sent.complete:
+                self.broadcast.take(sent.blocks_failed, sent.blocks_sent)
         for received in report.receptions:
             link = self._link(received.transmitter, received.receiver)
             if link is None or received.complete_ns is None:
@@ -213,8 +221,6 @@ class Estimates:
             total = received.blocks_ok + received.blocks_failed
             if received.stream == "unicast":
                 link.stream.take(received.blocks_failed, total)
-            elif received.stream == "broadcast":
-                link.broadcast.take(received.blocks_failed, total)
             client = received.transmitter if received.receiver == self.server else received.receiver
             own = granted.get(client)
             if own is None or received.stream == "cut-move":
@@ -293,3 +299,7 @@ class Estimates:
     def compute_deviation(self, node: str, phase: str, cut_layer: int) -> float:
         """Relative standard deviation of a compute span's length."""
         return self._speed(node, phase, cut_layer).relative_deviation
+
+
+def _seconds(span: SpanRecord) -> float:
+    return (span.end_ns - span.start_ns) / 1e9

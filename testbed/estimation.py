@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 
 GATE_DEVIATIONS = 4.0
+SLOPE_DAMPING = 0.8  # of a common trend, per round (Holt's damped trend)
+SLOPE_WEIGHT = 0.4  # of a common innovation in the trend
 MOMENT_WEIGHT = 0.15  # of a new measurement in the learned variances
 MAX_GAIN = 0.95  # of the filter: some trust in the past is always left
 
@@ -31,15 +33,18 @@ class FilterPriors:
         Standard deviation of the level's step from round to round, and of a measurement.
     min_gate
         No value closer to the level than this is held back, however quiet the past was.
+    min_slope
+        A common trend per round is followed beyond this only: below it is chance.
     """
 
     walk: float
     noise: float
     min_gate: float
+    min_slope: float
 
 
-GAIN_PRIORS = FilterPriors(walk=1.0, noise=0.7, min_gate=8.0)  # [dB]
-SPEED_PRIORS = FilterPriors(walk=0.05, noise=0.1, min_gate=0.35)  # natural logarithm
+GAIN_PRIORS = FilterPriors(walk=0.6, noise=0.4, min_gate=8.0, min_slope=0.5)  # [dB]
+SPEED_PRIORS = FilterPriors(walk=0.05, noise=0.1, min_gate=0.35, min_slope=np.inf)  # natural logarithm
 
 
 @dataclass
@@ -49,6 +54,8 @@ class LevelFilter:
     A local level model, x_t = x_{t-1} + w, z_t = x_t + v, with a Kalman filter whose variances
     follow from the moments of the differences d_t = z_t - z_{t-1}: E[d_t d_{t-1}] = -Var v and
     E[d_t^2] = Var w + 2 Var v (Harvey, Forecasting, structural time series models, 1989, 2.4).
+    Who walks through a fade moves all values together and for many rounds: a damped common trend
+    runs ahead of that.
 
     Attributes
     ----------
@@ -62,6 +69,8 @@ class LevelFilter:
     priors: FilterPriors
     level: FloatArray = field(init=False)
     age_rounds: int = 0
+    _slope: float = 0.0
+    _taken: bool = True
     _variance: FloatArray = field(init=False)
     _walk: float = field(init=False)
     _noise: float = field(init=False)
@@ -92,6 +101,13 @@ class LevelFilter:
         """A round begins: what is known grows older and less certain."""
         self.age_rounds += 1
         self._variance = self._variance + self._walk
+        if not self._taken:  # a difference over several rounds says nothing about one
+            self._last = np.full(self.size, np.nan)
+            self._last_difference = np.full(self.size, np.nan)
+        self._taken = False
+        if abs(self._slope) > self.priors.min_slope:
+            self.level = self.level + self._slope
+        self._slope *= SLOPE_DAMPING
 
     def take(self, measured: FloatArray) -> NDArray[np.bool_]:
         """Take a measurement ``[n]``; which of its values are held back ``[n]``.
@@ -99,6 +115,7 @@ class LevelFilter:
         Values that are not finite are held back too, and nothing is remembered of them.
         """
         finite = np.isfinite(measured)
+        self._taken = bool(finite.any())
         fresh = finite & ~np.isfinite(self.level)
         self.level[fresh] = measured[fresh]
         self._last[fresh] = measured[fresh]
@@ -116,6 +133,8 @@ class LevelFilter:
         gain = np.minimum(self._variance / (self._variance + self._noise), MAX_GAIN)
         if believed.any():
             self._learn(measured, np.where(believed, innovation, np.nan), believed & ~fresh)
+            if (believed & ~fresh).any():
+                self._slope += SLOPE_WEIGHT * float(np.mean(innovation[believed & ~fresh]))
             self.level[believed] += (gain * innovation)[believed]
             self._variance[believed] *= (1 - gain)[believed]
         self._last = np.where(finite & ~held, measured, np.nan)
@@ -221,11 +240,26 @@ class SpeedFilter:
         self.filter = LevelFilter(1, SPEED_PRIORS)
         self.nominal_flops_per_s = nominal_flops_per_s
 
-    def take(self, flops: float, seconds: float) -> bool:
-        """Take a compute span; whether it was believed."""
-        if not (np.isfinite(flops) and np.isfinite(seconds) and flops > 0 and seconds > 0):
+    def surprise(self, flops: float, seconds: float) -> float | None:
+        """Logarithm of a span's speed over what is known; ``None`` where nothing is or it is no number."""
+        if not self.filter.known or not _is_span(flops, seconds):
+            return None
+        return float(np.log(flops / seconds) - self.filter.level[0])
+
+    def take(self, flops: float, seconds: float, *, confirmed: bool = False) -> bool:
+        """Take a compute span; whether it was believed.
+
+        Parameters
+        ----------
+        confirmed
+            Another span of the same board says the same: something has changed.
+        """
+        if not _is_span(flops, seconds):
             return False
-        return not bool(self.filter.take(np.array([np.log(flops / seconds)]))[0])
+        measured = np.array([np.log(flops / seconds)])
+        if not bool(self.filter.take(measured)[0]):
+            return True
+        return confirmed and not bool(self.filter.take(measured)[0])
 
     @property
     def flops_per_s(self) -> float:
@@ -237,6 +271,10 @@ class SpeedFilter:
     def relative_deviation(self) -> float:
         """Of the next span's length from what the speed says."""
         return self.filter.deviation()
+
+
+def _is_span(flops: float, seconds: float) -> bool:
+    return bool(np.isfinite(flops) and np.isfinite(seconds) and flops > 0 and seconds > 0)
 
 
 def _listed(indices: NDArray[np.int64]) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from testbed.planner import Planner
 
 FloatArray = NDArray[np.float64]
-WEIGHING_DRAWS = 48  # per candidate, with equal luck for all
+WEIGHING_DRAWS = 32  # per candidate, with equal luck for all
 MOVE_DRAWS = 32
 
 
@@ -144,7 +144,6 @@ class Forecaster:
         psd_db = np.full(len(used), -np.inf)
         psd_db[used] = np.asarray(linear_to_db(plan.psd_w_per_hz[used]))
         downlink_db = float(linear_to_db(np.float64(planner.downlink_psd_w_per_hz)))
-        broadcast = [estimates.downlink[name].broadcast for name in clients]
         return RoundInputs(
             timing=self._timing(),
             steps=McsSteps(planner.thresholds_db, planner.block_room_bytes),
@@ -155,8 +154,8 @@ class Forecaster:
             uplink_bytes=sizes.uplink,
             broadcast_bytes=sizes.broadcast,
             unicast_bytes=sizes.unicast,
-            broadcast_block_error=np.array([stream.bler for stream in broadcast]),
-            broadcast_overdispersion=np.array([stream.overdispersion for stream in broadcast]),
+            broadcast_union_error=estimates.broadcast.bler,
+            broadcast_overdispersion=estimates.broadcast.overdispersion,
             num_sounders=self._num_sounders,
             **self._compute(plan.cut_layer),
         )

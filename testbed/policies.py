@@ -154,18 +154,17 @@ def _leaves_cut(view: View, best: Candidate, stay: Candidate) -> bool:
 class ClosedLoop:
     """Plans anew each round, weighs by the twin, and changes only what is worth changing.
 
-    For each cut the certified optimiser's plan, the same with a guard against fading, and balanced
-    turns; beside them the assignment of the round before, with its power set anew.
+    Every cut is screened with balanced turns.  At the present cut, and at another one that looks
+    better, the certified optimiser plans, once as it is and once with a guard against fading; beside
+    them stands the assignment of the round before, with its power set anew.
     """
 
-    GUARDS_DB = (0.7,)
+    GUARD_DB = 0.7
 
     def __init__(self) -> None:
         self._owners: dict[int, str] | None = None
-        self._cut: int | None = None
 
     def decide(self, view: View) -> Decision:
-        solved = _feasible(view, lambda cut: _solve(view, cut, "fast"))
         candidates: list[Candidate] = []
 
         def weigh(name: str, plan: Plan) -> Candidate:
@@ -173,41 +172,43 @@ class ClosedLoop:
             candidates.append(candidate)
             return candidate
 
-        best_by_cut: dict[int, Candidate] = {}
-        shown = sorted(solved, key=lambda cut: solved[cut].latency_s)[:2]
-        if view.current_cut in solved and view.current_cut not in shown:
-            shown.append(view.current_cut)
-        for cut in shown:
-            options = [weigh("fast", solved[cut])]
-            for guard_db in self.GUARDS_DB:
-                options.append(weigh(f"fast, {guard_db:g} dB held back", _solve(view, cut, "fast", guard_db)))
-            options.append(weigh("balanced", _solve(view, cut, "balanced")))
-            best_by_cut[cut] = min(options, key=lambda option: option.predicted_s)
+        screened = {
+            cut: weigh("balanced", plan)
+            for cut, plan in _feasible(view, lambda cut: _solve(view, cut, "balanced")).items()
+        }
+        present = view.current_cut if view.current_cut in screened else None
+        likely = min(screened, key=lambda cut: screened[cut].predicted_s)
+        best: dict[int, Candidate] = {}
+        solved: dict[int, Plan] = {cut: candidate.plan for cut, candidate in screened.items()}
+        for cut in {likely, present or likely}:
+            solved[cut] = _solve(view, cut, "fast")
+            options = [
+                screened[cut],
+                weigh("fast", solved[cut]),
+                weigh(f"fast, {self.GUARD_DB:g} dB held back", _solve(view, cut, "fast", self.GUARD_DB)),
+            ]
+            best[cut] = min(options, key=lambda option: option.predicted_s)
+        why = "first plan for these clients"
         kept = self._kept(view)
-        present = view.current_cut
-        if kept is not None and present in best_by_cut:
-            stay = weigh(KEPT, kept)
-            fresh = best_by_cut[present]
+        if kept is not None and present is not None:
+            stay, fresh = weigh(KEPT, kept), best[present]
             saving = 1 - fresh.predicted_s / stay.predicted_s
             if saving <= view.tuning.assignment_hysteresis:
-                best_by_cut[present] = stay
+                best[present] = stay
                 why = f"assignment kept: a new one would save {100 * max(saving, 0.0):.1f} %"
             else:
                 why = f"new assignment ({fresh.name}) saves {100 * saving:.1f} %"
-        else:
-            why = "first plan for these clients"
-        chosen = min(best_by_cut.values(), key=lambda option: option.predicted_s)
-        if present in best_by_cut and chosen.plan.cut_layer != present:
-            stay = best_by_cut[present]
+        chosen = best[likely]
+        if present is not None and likely != present:
+            stay = best[present]
             saving = 1 - chosen.predicted_s / stay.predicted_s
             if _leaves_cut(view, chosen, stay):
-                why = f"cut moves to {chosen.plan.cut_layer}: {100 * saving:.1f} % less, move paid back"
+                why = f"cut moves to {likely}: {100 * saving:.1f} % less, and the move is paid back"
             else:
-                why += f"; cut {chosen.plan.cut_layer} would save {100 * saving:.1f} %, not worth the move"
+                why += f"; cut {likely} would save {100 * max(saving, 0.0):.1f} %, not worth the move"
                 chosen = stay
         plan = _with_runner_up(chosen.plan, solved)
         self._owners = {k: view.clients[int(owner)] for k, owner in enumerate(plan.assignment) if owner >= 0}
-        self._cut = plan.cut_layer
         return Decision(plan, view.clients, chosen.predicted_s, why, tuple(candidates))
 
     def _kept(self, view: View) -> Plan | None:

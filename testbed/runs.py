@@ -107,13 +107,14 @@ def summary_of(run: Run) -> RunSummary:
     start, stop = run.start, run.stop
     rounds = run.of_kind("round")
     latencies = [
-        entry["latency_ns"] + (entry.get("cut_move_ns") or 0) + (entry.get("join_ns") or 0) for entry in rounds
+        entry["latency_ns"] + (entry.get("cut_move_ns") or 0) + (entry.get("join_ns") or 0)
+        for entry in rounds
     ]
     tests = [entry["accuracy"] for entry in run.of_kind("evaluation") if entry.get("split") == "test"]
     scenario = start.get("scenario")
     if isinstance(scenario, Mapping):
         scenario = f"{scenario.get('name')} {scenario.get('version')}"
-    section = _section(config_of(run), "experiment", "allocator")
+    allocator = section(config_of(run), "experiment", "allocator")
     return RunSummary(
         run=start.get("run") or run.directory.name,
         directory=run.directory,
@@ -123,7 +124,7 @@ def summary_of(run: Run) -> RunSummary:
         radio=start.get("radio"),
         clock=start.get("clock"),
         compute=start.get("compute"),
-        policy=start.get("policy") or section.get("name"),
+        policy=start.get("policy") or allocator.get("name"),
         scenario=scenario,
         seed=start.get("seed"),
         rounds=len(rounds),
@@ -139,6 +140,14 @@ def config_of(run: Run) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def section(tree: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
+    """A part of a configuration; empty where there is none."""
+    found: Any = tree
+    for key in path:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
 
 
 def versions_of(run: Run) -> dict[str, str]:
@@ -191,10 +200,3 @@ def _flat(tree: Any, path: str = "") -> dict[str, Any]:
 
 def _without(document: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
     return {key: value for key, value in document.items() if key not in keys}
-
-
-def _section(tree: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
-    found: Any = tree
-    for key in path:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found if isinstance(found, Mapping) else {}

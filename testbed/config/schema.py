@@ -72,7 +72,7 @@ class NumerologySection(Section):
 class Link(Section):
     ack_delay_s: NonNegativeFloat = 0.0005
     turnaround_s: NonNegativeFloat = 0.0005  # between hearing the server's sounding and answering it
-    target_bler: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    target_bler: Annotated[float, Field(gt=0, lt=1)] = 0.01
     mcs_backoff_db: FiniteFloat = 1.0
     stall_frames: PositiveInt = 24  # frames without one acknowledged block before a stream is given up
 
@@ -85,15 +85,15 @@ class Allocator(Section):
 
     name: Literal["closed-loop", "solve-once", "balanced", "round-robin", "rss", "bcd"] = "closed-loop"
     rate_model: Literal["mcs", "shannon"] = "mcs"
-    assignment_hysteresis: Share = 0.01  # share of the predicted latency that a new assignment must save
+    assignment_hysteresis: Share = 0.02  # share of the predicted latency that a new assignment must save
     cut_hysteresis: Share = 0.03  # the same for another cut, on top of the cost of moving there
     cut_horizon_rounds: PositiveInt = 10  # over which that cost is spread
-    iterations: PositiveInt | None = None  # of the optimiser's outer loop; its own default when left out
+    iterations: PositiveInt | None = None  # of the optimiser's outer loop, in place of its own default
 
 
 class Prediction(Section):
     model: Literal["twin", "paper"] = "twin"  # the protocol, simulated; or the paper's formula
-    num_draws: Annotated[int, Field(ge=8, le=4096)] = 128
+    num_draws: Annotated[int, Field(ge=8, le=4096)] = 96
 
 
 class Evaluation(Section):

@@ -269,19 +269,11 @@ def open_streams(
 
 
 @kernel
-def has_unsent(streams: Streams, s: int) -> bool:
-    """Whether a stream has something to put into the next block."""
-    if streams.waiting[s] == 0:
-        return False
-    return streams.repeats[0, s] != NONE or streams.next_offset[s] < streams.totals[s]
-
-
-@kernel
-def any_unsent(streams: Streams) -> bool:
-    """Whether there is anything to compose a frame of."""
+def any_unsent(waiting: IntArray, repeats: IntArray, next_offset: IntArray, totals: IntArray) -> bool:
+    """Whether a stream that somebody still waits for has something to put into the next block."""
     unsent = False
-    for s in range(len(streams.totals)):
-        unsent |= has_unsent(streams, s)
+    for s in range(len(totals)):
+        unsent |= waiting[s] != 0 and (repeats[0, s] != NONE or next_offset[s] < totals[s])
     return unsent
 
 
@@ -423,8 +415,10 @@ def deliver(grid: Grid, streams: Streams, first_slot: int, limit_ns: int) -> tup
     num_open = 0
     position = first_slot
     answered_ns = slot_ns(grid, first_slot)
-    while streams.waiting.any():
-        if num_open and not any_unsent(streams):
+    waiting, repeats = streams.waiting, streams.repeats
+    next_offset, totals = streams.next_offset, streams.totals
+    while waiting.any():
+        if num_open and not any_unsent(waiting, repeats, next_offset, totals):
             due_ns = frame_ns(grid, ring[oldest] + 1) + grid.ack_delay_ns
             position = max(position, next_slot(grid, due_ns))
         position_ns = slot_ns(grid, position)
@@ -442,7 +436,7 @@ def deliver(grid: Grid, streams: Streams, first_slot: int, limit_ns: int) -> tup
             if end_ns > limit_ns and (streams.end_slot == NONE).any():
                 streams.end_slot[streams.end_slot == NONE] = (frame + 1) * slots
                 return position, answered_ns, True
-        if not any_unsent(streams):
+        if not any_unsent(waiting, repeats, next_offset, totals):
             continue
         if settled:
             # On wall time it is as late as the last acknowledgement, and a burst needs its lead.

@@ -80,23 +80,29 @@ def learning_chart(loaded: LoadedRun) -> go.Figure | None:
         x=style.decimals(losses["at_s"], 3),
         y=style.significant(losses["loss"]),
         name="training loss, mean over clients",
-        mode="lines",
+        mode=style.lines(len(losses)),
         line={"color": style.MUTED, "width": 1.5},
+        marker={"size": 4},
         hovertemplate="%{x:.2f} s: %{y:.3g}",
         row=2,
         col=1,
     )
-    chart.add_scatter(
-        x=style.decimals(validation["at_s"], 3),
-        y=style.significant(validation["loss"]),
-        name="validation loss",
-        mode="markers",
-        marker={"symbol": "circle-open", "size": 8, "color": style.BLUE, "line": {"width": 2}},
-        hovertemplate="%{x:.2f} s: %{y:.3g}",
-        row=2,
-        col=1,
-    )
-    style.styled(chart, 520)
+    if len(validation):
+        chart.add_scatter(
+            x=style.decimals(validation["at_s"], 3),
+            y=style.significant(validation["loss"]),
+            name="validation loss",
+            mode="markers",
+            marker={"symbol": "circle-open", "size": 8, "color": style.BLUE, "line": {"width": 2}},
+            hovertemplate="%{x:.2f} s: %{y:.3g}",
+            row=2,
+            col=1,
+        )
+    if checks.empty:
+        chart.add_annotation(
+            text="no evaluation was made", x=0.5, y=50, xref="x domain", yref="y", showarrow=False
+        )
+    style.styled(chart, 520, showlegend=True)
     for time_s in loaded.cut_moves["at_s"]:
         chart.add_vline(x=round(time_s, 3), line={"color": style.MUTED, "width": 1, "dash": "dash"})
     chart.update_yaxes(title_text="accuracy [%]", range=[0, 102], row=1, col=1)
@@ -149,6 +155,7 @@ def spectrum_chart(loaded: LoadedRun) -> tuple[go.Figure, Selector | None] | Non
     first, last = rounds[0], rounds[-1]
     chart.update_xaxes(range=[first - 0.5, last + 0.5])
     chart.update_xaxes(title_text="round", row=4, col=1)
+    style.whole_rounds(chart, last - first + 1)
     for mark in loaded.cut_moves["round"]:
         chart.add_vline(x=int(mark) - 0.5, line={"color": "black", "width": 1, "dash": "dash"})
     return chart, selector
@@ -333,6 +340,7 @@ def truth_chart(loaded: LoadedRun) -> go.Figure | None:
             "line": {"color": style.client_colour(index), "width": 1.8},
             "mode": "lines+markers",
             "connectgaps": False,
+            "cliponaxis": False,
         }
         for row, column, unit in ((1, "attenuation_db", "dB"), (2, "slowdown", "times")):
             chart.add_scatter(
@@ -357,13 +365,15 @@ def truth_chart(loaded: LoadedRun) -> go.Figure | None:
                     "line": {"width": 2.5},
                 },
                 showlegend=False,
+                cliponaxis=False,
                 hovertemplate="from round %{x} on another channel",
                 row=1,
                 col=1,
             )
     style.styled(chart, 440)
     chart.update_layout(legend={"title": {"text": "client: "}})
-    chart.update_yaxes(title_text="path loss [dB]", rangemode="tozero", row=1, col=1)
+    highest = max(5.0, float(truth["attenuation_db"].max()))
+    chart.update_yaxes(title_text="path loss [dB]", range=[-0.1 * highest, 1.1 * highest], row=1, col=1)
     chart.update_yaxes(title_text="slowdown [1]", rangemode="tozero", row=2, col=1)
     chart.update_xaxes(title_text="round", row=2, col=1)
     return chart
@@ -401,11 +411,12 @@ def latency_chart(loaded: LoadedRun) -> go.Figure | None:
                 row=2,
                 col=1,
             )
-    style.styled(chart, 560 if predicted else 360)
+    style.styled(chart, 560 if predicted else 360, showlegend=True)
     chart.update_yaxes(title_text="round latency [ms]", rangemode="tozero", row=1, col=1)
     if predicted:
         chart.update_yaxes(title_text="error [%]", zeroline=True, zerolinecolor=style.INK, row=2, col=1)
     chart.update_xaxes(title_text="round", row=2 if predicted else 1, col=1)
+    style.whole_rounds(chart, len(rounds))
     for mark in loaded.cut_moves["round"]:
         chart.add_vline(x=int(mark) - 0.5, line={"color": "black", "width": 1, "dash": "dash"})
     return chart
@@ -441,6 +452,7 @@ def multiples_chart(compared: pd.DataFrame, key: str) -> go.Figure | None:
     first, last = int(compared["round"].min()), int(compared["round"].max())
     margin = max(0.5, 0.02 * (last - first))
     chart.update_xaxes(range=[first - margin, last + margin])
+    style.whole_rounds(chart, last - first + 1)
     for row in range(1, lines + 1):
         chart.update_yaxes(title_text="[ms]", row=row, col=1)
     for column in range(1, columns + 1):
@@ -487,7 +499,7 @@ def _add_compared(chart: go.Figure, table: pd.DataFrame, row: int, column: int, 
             name=name,
             legendgroup=key,
             showlegend=legend,
-            mode="lines+markers" if len(rounds) < 40 else "lines",
+            mode=style.lines(len(rounds)),
             line=look,
             marker={"size": 5, "symbol": symbol},
             hovertemplate="round %{x}: %{y:.4g} ms",
@@ -502,7 +514,7 @@ def links_chart(loaded: LoadedRun) -> go.Figure | None:
     if received.empty:
         return None
     up = received[received["stream"] == "uplink"]
-    down = received[received["transmitter"] == loaded.server]
+    down = received[received["stream"].isin(("broadcast", "unicast"))]
     chart = make_subplots(
         rows=3,
         cols=1,
@@ -554,6 +566,7 @@ def links_chart(loaded: LoadedRun) -> go.Figure | None:
     chart.update_yaxes(title_text="SNR [dB]", row=2, col=1)
     chart.update_yaxes(autorange="reversed", showgrid=False, dtick=1, tickfont={"size": 11}, row=3, col=1)
     chart.update_xaxes(title_text="round", showgrid=False, row=3, col=1)
+    style.whole_rounds(chart, received["round"].nunique())
     return chart
 
 

@@ -36,6 +36,7 @@ PHASE_LOOKS = {
     "join": ("#8c6d31", "|"),
 }
 OTHER_LOOK = ("#b0b0b0", "-")
+CROWD = 40  # points of a line
 SEQUENTIAL = "Cividis"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', sans-serif"
 
@@ -83,6 +84,17 @@ def styled(chart: go.Figure, height: int, **layout: Any) -> go.Figure:
     chart.update_yaxes(**common, showline=True)
     chart.update_annotations(font={"size": 13})
     return chart
+
+
+def lines(num_points: int) -> str:
+    """Lines alone where points would crowd; a single point must show too."""
+    return "lines" if num_points >= CROWD else "lines+markers"
+
+
+def whole_rounds(chart: go.Figure, num_rounds: int) -> None:
+    """Of few rounds, mark each on the horizontal axes: there is none in between."""
+    if num_rounds <= 12:
+        chart.update_xaxes(tick0=0, dtick=1)
 
 
 def significant(values: Iterable[Any], digits: int = 4) -> list[float | None]:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from testbed.frames import LoadedRun
 from testbed.report.skill import ROUND_ROW
+from testbed.runs import section
 
 # Radio driver: what it is, and whether anything was really radiated.
 RADIOS = {
@@ -39,7 +40,7 @@ def verdict(loaded: LoadedRun, skills: pd.DataFrame) -> str:
 def _verdict(loaded: LoadedRun, skills: pd.DataFrame) -> Iterator[str]:
     start, stop, rounds = loaded.run.start, loaded.run.stop, loaded.rounds
     clients = len(loaded.clients)
-    scheme = str(_section(loaded.config, "experiment", "learning").get("scheme", "split learning")).upper()
+    scheme = str(section(loaded.config, "experiment", "learning").get("scheme", "split learning")).upper()
     count = f"{len(rounds)} round{'' if len(rounds) == 1 else 's'}"
     yield (
         f"{count} of {scheme} with {clients} board{'' if clients == 1 else 's'} over "
@@ -125,19 +126,12 @@ def _scenario(start: Mapping[str, Any], loaded: LoadedRun) -> str:
         told = f"Scenario {scenario.get('name')}, version {scenario.get('version')}"
     else:
         told = "No named scenario"
-    section = _section(loaded.config, "experiment", "allocator")
+    allocator = section(loaded.config, "experiment", "allocator")
     policies = [name for name in loaded.rounds["policy"].dropna().unique() if name]
-    policy = start.get("policy") or (policies[0] if policies else None) or section.get("name")
+    policy = start.get("policy") or (policies[0] if policies else None) or allocator.get("name")
     told += f"; allocation policy {policy or 'unknown'}"
     said = label(start)
     return f"{told}; {said}." if said else f"{told}."
-
-
-def _section(config: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
-    found: Any = config
-    for key in path:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
 
 
 def _named(known: Mapping[str, str], key: Any, otherwise: str) -> str:

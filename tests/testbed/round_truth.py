@@ -10,7 +10,7 @@ import numpy as np
 from nodes.messages import RoundReport
 from radio.link import HEADER
 from radio.mcs import SCHEMES, thresholds_db
-from radio.numerology import SOUNDING_SYMBOLS
+from radio.numerology import SOUNDING_SYMBOLS, Numerology
 from radio.phy import UNUSED, block_bytes
 from radio.units import seconds_to_ns
 from testbed.config.loader import ResolvedConfig
@@ -59,8 +59,8 @@ def timing_of(config: ResolvedConfig) -> Timing:
     )
 
 
-def steps_of(config: ResolvedConfig) -> McsSteps:
-    numerology = numerology_of(config.experiment)
+def link_steps(numerology: Numerology) -> McsSteps:
+    """The MCS table as the link uses it."""
     rooms = [block_bytes(numerology, scheme.index) - HEADER.size for scheme in SCHEMES]
     return McsSteps(thresholds_db(numerology.block_resource_elements), np.array(rooms))
 
@@ -119,7 +119,7 @@ def true_inputs(run: Run, config: ResolvedConfig, round_index: int) -> RoundInpu
 
     return RoundInputs(
         timing=timing_of(config),
-        steps=steps_of(config),
+        steps=link_steps(numerology),
         plan_ns=event["start_ns"],
         assignment=assignment,
         uplink=Links(uplink_db, block_error=0.0),

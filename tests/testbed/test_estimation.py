@@ -40,7 +40,7 @@ def rms(values: np.ndarray) -> float:
 def test_a_level_that_stands_still_is_known_far_better_than_one_measurement_tells(seed: int) -> None:
     truth, measured = gains(seed, 0.0, 2.0)
     _, levels = follow(measured)
-    assert rms(levels[-50:] - truth[-50:]) < 0.45 * 2.0
+    assert rms(levels[-50:] - truth[-50:]) < 0.5 * 2.0
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -90,8 +90,8 @@ def test_the_stated_deviation_of_the_next_measurement_is_honest(
 def test_a_spike_changes_nothing(spike_db: float) -> None:
     _, measured = gains(4, 0.3, 0.5, 40)
     level, _ = follow(measured[:30])
-    before = level.level.copy()
     level.pass_round()
+    before = level.level.copy()
     held = level.take(measured[30] + spike_db)
     assert held.all()
     np.testing.assert_array_equal(level.level, before)
@@ -108,6 +108,23 @@ def test_a_spike_on_one_subchannel_is_held_back_there_alone() -> None:
     level.pass_round()
     np.testing.assert_array_equal(np.flatnonzero(level.take(spiked)), [7])
     assert level.age_rounds == 0
+
+
+def test_a_walk_through_a_fade_is_met_ahead_of_time() -> None:
+    """15 dB down and up again within 24 rounds, all subchannels together."""
+    rng = np.random.default_rng(9)
+    along = np.clip((np.arange(60) - 20) / 24, 0, 1)
+    truth = 90 - 15 * (1 - np.cos(2 * np.pi * along)) / 2
+    level = LevelFilter(NUM, GAIN_PRIORS)
+    errors, lags = [], []
+    for number, value in enumerate(truth):
+        level.pass_round()
+        measured = value + rng.normal(0, 0.5, NUM)
+        if 21 <= number < 44:
+            errors.append(float(np.mean(level.level)) - value)
+            lags.append(truth[number - 1] - value)
+        level.take(measured)
+    assert rms(np.array(errors)) < 0.6 * rms(np.array(lags))
 
 
 def test_what_comes_twice_has_changed_and_is_followed_at_once() -> None:
@@ -157,6 +174,9 @@ def test_a_board_that_slows_down_threefold_is_believed_on_the_second_span() -> N
     speed.filter.pass_round()
     assert speed.take(1e7, 0.151)
     assert speed.flops_per_s == pytest.approx(1e7 / 0.151, rel=0.02)
+    speed.filter.pass_round()
+    assert speed.take(1e7, 0.05, confirmed=True)
+    assert speed.flops_per_s == pytest.approx(2e8, rel=0.02)
 
 
 @pytest.mark.parametrize(

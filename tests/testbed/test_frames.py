@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 import testbed
+from testbed.config.loader import load, resolved_yaml
 from testbed.errors import StorageError
 from testbed.frames import BESIDE_ROUND, LoadedRun, load_run
+from testbed.scenario import resolve_scenario
 from tests.testbed.stories import CLIENTS, NUM_SUBCHANNELS, SERVER, enrich, write_record
 
 FRAMES = (
@@ -173,6 +176,34 @@ def test_what_a_reader_should_know_is_told_in_words(story: LoadedRun) -> None:
     words = story.remarks["words"].iloc[0]
     assert "14 dB from what was expected" in words
     assert words.startswith(f"gain, {CLIENTS[0]} to {SERVER}: ")
+
+
+def test_the_truth_is_what_the_scenario_did_and_only_with_a_scenario(
+    tmp_path: Path, story: LoadedRun
+) -> None:
+    assert story.truth.empty
+    resolved = load(flags={"scenario": "busy-day", "rounds": 40})
+    lab = resolved.lab
+    names = tuple(board.name for board in lab.boards)
+    place = write_record(
+        tmp_path / "run",
+        clients=names,
+        configuration=yaml.safe_load(resolved_yaml(resolved)),
+        num_rounds=3,
+    )
+    truth = load_run(place).truth
+    assert list(truth.attrs["units"]) == list(truth.columns)
+    assert len(truth) == 40 * len(names)
+    boards = resolve_scenario(lab.scenario, lab, 40).boards
+    highest = truth.groupby("board")["attenuation_db"].max()
+    for name in names:
+        assert highest[name] == max(boards[name].attenuation_db, default=0.0)
+    (late,) = [name for name in names if boards[name].first_round]
+    assert truth[(truth["board"] == late) & truth["present"]]["round"].min() == boards[late].first_round
+    redrawn = truth[truth["redrawn"]]
+    assert set(zip(redrawn["board"], redrawn["round"], strict=True)) == {
+        (name, index) for name in names for index in boards[name].redraw_rounds
+    }
 
 
 # ------------------------------------------------------------------------------ older, torn, killed

@@ -179,10 +179,10 @@ class Crew:
 
     async def close(self) -> None:
         if hasattr(self, "controller"):
+            await self.controller.stop_watching()  # or who stops first would be lost to the others
             for name in sorted(self.controller.present):
                 await self.controller.tell(name, Stop("the end"))
-                if name not in self.controller.lost:
-                    await self.controller.endpoint.take(Stopped, name, timeout_s=10.0)
+                await self.controller.endpoint.take(Stopped, name, timeout_s=10.0)
             await self.controller.close()
         await self.lab.close()
 

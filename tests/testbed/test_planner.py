@@ -177,6 +177,7 @@ def test_a_subchannel_that_becomes_the_best_of_a_client_is_taken_within_three_ro
     planner = made("model.cut_layer=1", seed=seed)
     num = 20
     gains = {name: np.full(num, 1e-10) for name in planner.clients}
+    gains["board-4"] /= 10
     rng = np.random.default_rng(seed)
     granted: set[int] = set()
 
@@ -192,7 +193,7 @@ def test_a_subchannel_that_becomes_the_best_of_a_client_is_taken_within_three_ro
         granted |= {k for k, owner in enumerate(owners(decision)) if owner == "board-4"}
     new = next(k for k in range(num) if k not in granted)
     gains["board-4"] = gains["board-4"].copy()
-    gains["board-4"][new] *= 100
+    gains["board-4"][new] *= 300
     taken = [owners(play(index))[new] == "board-4" for index in range(8, 11)]
     assert taken[-1]
 
@@ -223,9 +224,10 @@ def test_a_move_that_the_rest_of_the_run_cannot_pay_back_is_not_made() -> None:
             "allocator.cut_horizon_rounds=100000",
             f"rounds={rounds}",
         )
-        at[rounds] = decide(loop, 1, 3).plan.cut_layer
-    assert at[3] == 3
-    assert at[100000] != 3
+        loop.model = msgspec.structs.replace(MODEL, packed_bytes=(600, 2_000_000, 2_000_000, 5400))
+        at[rounds] = decide(loop, 1, 1).plan.cut_layer
+    assert at[3] == 1
+    assert at[100000] != 1
 
 
 def test_solve_once_never_changes_its_mind_while_the_clients_stay() -> None:
@@ -253,7 +255,7 @@ def test_round_robin_deals_out_in_turn_with_one_psd() -> None:
 def test_rss_gives_each_subchannel_to_who_is_received_best_there() -> None:
     planner = made("allocator.name=rss", "model.cut_layer=1", seed=3)
     plan = decide(planner).plan
-    best = planner.estimates.snr_per_psd_db(planner.clients, downlink=False).argmax(axis=0)
+    best = planner.estimates.snr_per_psd_db(planner.clients, downlink=True).argmax(axis=0)
     assert (plan.assignment == best).mean() >= 0.8  # but for those without any
 
 
@@ -325,7 +327,7 @@ def test_block_errors_outer_loops_and_lost_snr_come_from_the_reports(planner: Pl
         planner.estimates.take_streams(
             _report(receptions=(heard,), adaptation=(AdaptationState("board-1", "server", 1.5),)), grant
         )
-    assert before == pytest.approx(0.1)
+    assert before == pytest.approx(0.01)
     assert state.stream.bler == pytest.approx(0.3, abs=0.01)
     assert state.bias_db == pytest.approx(-3, abs=0.05)
     assert state.outer_loop_db == 1.5

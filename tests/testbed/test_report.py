@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
+from testbed.config.loader import load, resolved_yaml
 from testbed.errors import StorageError
 from testbed.frames import LoadedRun, load_run
 from testbed.report import write_report
@@ -306,6 +308,20 @@ def test_plans_and_events_are_told(parsed: Page, story: LoadedRun) -> None:
     assert [row[1] for row in moves] == ["1 → 2 (deeper)", "2 → 1 (shallower)"]
     assert [row[5:] for row in moves] == [["–", "–"], ["0.5000", "0.5200"]]
     assert "said goodbye" in parsed.text
+
+
+def test_a_scenario_is_shown_where_there_was_one(tmp_path: Path, parsed: Page) -> None:
+    resolved = load(flags={"scenario": "walk", "rounds": 20})
+    names = [board.name for board in resolved.lab.boards]
+    configuration = yaml.safe_load(resolved_yaml(resolved))
+    place = write_record(tmp_path / "run", clients=names, configuration=configuration, num_rounds=2)
+    found = Page(page(load_run(place)))
+    traces = found.data("figures-data")["truth"]["data"]
+    assert {trace["legendgroup"] for trace in traces} == set(names)
+    walked = next(trace for trace in traces if trace["legendgroup"] == names[0])
+    assert max(walked["y"]) > 5
+    assert "What was done to the boards" in found.text
+    assert "What was done to the boards" not in parsed.text
 
 
 # --------------------------------------------------------------------------------------------- skill
