@@ -11,6 +11,7 @@ import contextlib
 import os
 import platform
 import resource
+import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,9 @@ from nodes.messages import (
     Hello,
     NodeSetup,
     Ready,
+    Rehearse,
+    Rehearsed,
+    RehearsedSpan,
     RoundReport,
     RoundStart,
     SoundingReport,
@@ -60,7 +64,19 @@ from radio.events import Observer, RadioEvent
 from radio.ledger import CpuLedger
 
 RadioFactory = Callable[[NodeSetup, Observer], Radio]
-Command = Configure | CutMove | Evaluate | RoundStart | SoundingStart | Stop | WeightsInstall | WeightsWanted
+Command = (
+    Configure
+    | CutMove
+    | Evaluate
+    | Rehearse
+    | RoundStart
+    | SoundingStart
+    | Stop
+    | WeightsInstall
+    | WeightsWanted
+)
+REHEARSALS = 4  # of which the first prepares kernels and memory
+REHEARSAL_LIMIT_S = 2.0  # wall time per cut after which none is added: big models are steady anyway
 START_RX_GAIN_DB = 40.0
 HELLO_INTERVAL_S = 1.0
 FOREVER_S = 1e9  # a wait that only heartbeats end
@@ -263,15 +279,15 @@ class Agent:
                 notes = await role.round(envelope.round_index, grant)
             else:
                 notes = await role.move_cut(envelope.round_index, grant)
-                await context.timeline.rehearse(role.rehearse)
             return _round_report(context, notes)
         if isinstance(command, SoundingStart):
             self._endpoint.enter_round(envelope.round_index)
             return await _sound(context, command)
         if isinstance(command, Configure):
             role.configure(command.cut_layer)
-            await context.timeline.rehearse(role.rehearse)
             return WeightsDone("configure", 0)
+        if isinstance(command, Rehearse):
+            return await _rehearse(context, role, command.cut_layers)
         if isinstance(command, WeightsWanted):
             if command.purpose.startswith("start/") and isinstance(role, ServerRole):
                 data = pack_states(role.initial_client_states())
@@ -291,6 +307,25 @@ class Agent:
                 result, num_samples = role.evaluate(command.split, weights)
             return Evaluated(command.split, result.accuracies, result.losses, num_samples)
         raise NodeError(f"{type(command).__name__} is no command for a {context.setup.role}")
+
+
+async def _rehearse(
+    context: NodeContext, role: ClientRole | ServerRole, cut_layers: tuple[int, ...]
+) -> Rehearsed:
+    """Time the work of a round at some cuts; what is prepared once is prepared before any span."""
+    spans = []
+    for cut_layer in cut_layers:
+        steps = role.rehearsal(cut_layer)
+        taken: list[list[float]] = [[] for _ in steps]
+        deadline_s = time.monotonic() + REHEARSAL_LIMIT_S
+        while len(taken[-1]) < REHEARSALS and (not taken[-1] or time.monotonic() < deadline_s):
+            for step, seconds in zip(steps, taken, strict=True):
+                seconds.append(await context.timeline.rehearse(step.flops, step.work))
+        spans += [
+            RehearsedSpan(step.phase, cut_layer, step.flops, statistics.median(seconds[1:] or seconds))
+            for step, seconds in zip(steps, taken, strict=True)
+        ]
+    return Rehearsed(tuple(spans))
 
 
 async def _sound(context: NodeContext, command: SoundingStart) -> SoundingReport:

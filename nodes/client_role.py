@@ -22,7 +22,7 @@ from nodes.messages import (
     UplinkPermit,
 )
 from nodes.roles import (
-    REHEARSALS,
+    RehearsalStep,
     RoundNotes,
     client_settings,
     label_array,
@@ -55,13 +55,17 @@ class ClientRole:
             self.material.fresh_model(), cut_layer, client_settings(self.context.setup.learning)
         )
 
-    def rehearse(self) -> None:
-        """The work of a round on a scratch model: what is prepared once is no part of any span."""
+    def rehearsal(self, cut_layer: int) -> tuple[RehearsalStep, ...]:
+        """The work of a round at a cut, on a scratch model."""
         settings = client_settings(self.context.setup.learning)
-        scratch = ClientTrainer(self.material.fresh_model(), self._trainer().cut, settings)
+        scratch = ClientTrainer(self.material.fresh_model(), cut_layer, settings)
         images, _ = self.material.mini_batch(self.index, 0)
-        for _ in range(REHEARSALS):
-            scratch.backward(np.zeros_like(scratch.forward(images)))
+        flops = client_work(self.material.profile, cut_layer, len(images))
+        gradient = np.zeros((len(images), *self.material.profile.smashed_shape[cut_layer]), np.float32)
+        return (
+            RehearsalStep("client-forward", flops[0], lambda: scratch.forward(images)),
+            RehearsalStep("client-backward", flops[1], lambda: scratch.backward(gradient)),
+        )
 
     def _trainer(self) -> ClientTrainer:
         if self.trainer is None:

@@ -178,6 +178,25 @@ class Configure(Message, tag="configure", frozen=True):
     cut_layer: int
 
 
+class Rehearse(Message, tag="rehearse", frozen=True):
+    """Do the work of a round at each of these cuts on a scratch model, and say how long it takes."""
+
+    cut_layers: tuple[int, ...]
+
+
+class RehearsedSpan(msgspec.Struct, frozen=True):
+    """How long a phase takes at a cut: the median of some repetitions after a first."""
+
+    phase: str
+    cut_layer: int
+    flops: float
+    seconds: float
+
+
+class Rehearsed(Message, tag="rehearsed", frozen=True):
+    spans: tuple[RehearsedSpan, ...]
+
+
 class Heartbeat(Message, tag="heartbeat", frozen=True):
     pass
 
@@ -417,6 +436,8 @@ Body = (
     | Welcome
     | Ready
     | Configure
+    | Rehearse
+    | Rehearsed
     | Heartbeat
     | PeerLost
     | SoundingStart

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,7 +25,6 @@ from radio.link import stream_tag
 CODEC_OVERHEAD_BYTES = 4096
 WEIGHTS_OVERHEAD_BYTES = 1 << 20
 LABEL_BYTES = 8
-REHEARSALS = 3  # of a round's work before its first span counts: kernels and memory are found then
 
 
 def client_settings(learning: LearningSpec) -> OptimizerSettings:
@@ -83,6 +82,15 @@ def unpack_states(data: bytes, manifest: Manifest) -> dict[int, StageState]:
 def label_array(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Labels in the smallest type the codec knows."""
     return labels.astype(np.uint8 if num_classes <= 256 else np.int64)
+
+
+@dataclass(frozen=True)
+class RehearsalStep:
+    """A computation of a round, to be tried off the clock."""
+
+    phase: str
+    flops: float
+    work: Callable[[], object]
 
 
 @dataclass

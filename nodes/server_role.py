@@ -28,7 +28,7 @@ from nodes.messages import (
     UplinkPermit,
 )
 from nodes.roles import (
-    REHEARSALS,
+    RehearsalStep,
     RoundNotes,
     aggregation_ratio,
     client_settings,
@@ -82,18 +82,23 @@ class ServerRole:
             self.material.fresh_model(), cut_layer, server_settings(self.context.setup.learning)
         )
 
-    def rehearse(self) -> None:
-        """The work of a round on a scratch model: what is prepared once is no part of any span."""
-        learning, cut = self.context.setup.learning, self._trainer().cut
+    def rehearsal(self, cut_layer: int) -> tuple[RehearsalStep, ...]:
+        """The work of a round with all clients at a cut, on a scratch model."""
+        learning, cut = self.context.setup.learning, cut_layer
+        phi, reading = aggregation_ratio(learning), reading_of(learning)
         scratch = ServerTrainer(self.material.fresh_model(), cut, server_settings(learning))
         shape = self.material.profile.smashed_shape[cut]
         sizes = {index: self.material.batch_size(index) for index in range(len(self.clients))}
         smashed = {index: np.zeros((size, *shape), np.float32) for index, size in sizes.items()}
         labels = {index: np.zeros(size, np.int64) for index, size in sizes.items()}
         weights = {index: float(size) for index, size in sizes.items()}
-        for _ in range(REHEARSALS):
-            scratch.forward(smashed, labels, weights, aggregation_ratio(learning), reading_of(learning))
-            scratch.backward(learning.weighted)
+        flops = server_work(self.material.profile, cut, list(sizes.values()), phi, reading)
+        return (
+            RehearsalStep(
+                "server-forward", flops[0], lambda: scratch.forward(smashed, labels, weights, phi, reading)
+            ),
+            RehearsalStep("server-backward", flops[1], lambda: scratch.backward(learning.weighted)),
+        )
 
     def _trainer(self) -> ServerTrainer:
         if self.trainer is None:

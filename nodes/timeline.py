@@ -78,10 +78,25 @@ class Timeline:
         self._spans.append(SpanRecord(phase, resource.value, start_ns, end_ns, attributes))
         self._free_ns[resource] = max(self._free_ns[resource], end_ns)
 
-    async def rehearse(self, work: Callable[[], object]) -> None:
-        """Run ``work`` where spans run, off the clock: it is booked, but it is no span."""
-        _, cpu_ns = await asyncio.get_running_loop().run_in_executor(self._executor, _timed, work)
+    async def rehearse(self, flops: float, work: Callable[[], object]) -> float:
+        """Run ``work`` where spans run but off the clock; how long it would last as a span [s]."""
+        slowdown = self._slowdown()
+        _, cpu_ns = await self._timed(work)
+        return slowdown * self._length_s(flops, cpu_ns)
+
+    async def _timed(self, work: Callable[[], Result]) -> tuple[Result, int]:
+        loop = asyncio.get_running_loop()
+        result, cpu_ns = await loop.run_in_executor(self._executor, _timed, work)
         self._ledger.add("torch", cpu_ns)
+        return result, cpu_ns
+
+    def _length_s(self, flops: float, cpu_ns: int) -> float:
+        """Length of a computation on this board as it usually is [s]."""
+        if self._kind is ComputeKind.MODELLED:
+            seconds = flops * self._compute.cycles_per_flop / self._compute.clock_hz
+        else:
+            seconds = cpu_ns / 1e9 * self._compute.slowdown
+        return seconds
 
     async def compute(
         self, phase: str, ready_ns: int, flops: float, work: Callable[[], Result]
@@ -102,14 +117,9 @@ class Timeline:
         slowdown = self._slowdown()
         free_ns = self._free_ns[Resource.PROCESSOR]
         start_ns = await self.clock.reach(max(ready_ns, free_ns))
-        loop = asyncio.get_running_loop()
-        result, cpu_ns = await loop.run_in_executor(self._executor, _timed, work)
-        self._ledger.add("torch", cpu_ns)
-        if self._kind is ComputeKind.MODELLED:
-            seconds = flops * self._compute.cycles_per_flop / self._compute.clock_hz
-        else:
-            seconds = cpu_ns / 1e9 * self._compute.slowdown
-        end_ns = await self.clock.reach(start_ns + seconds_to_ns(seconds * slowdown))
+        result, cpu_ns = await self._timed(work)
+        seconds = slowdown * self._length_s(flops, cpu_ns)
+        end_ns = await self.clock.reach(start_ns + seconds_to_ns(seconds))
         self.add(phase, Resource.PROCESSOR, start_ns, end_ns, flops=flops, compute=self._kind.value)
         return result, end_ns
 

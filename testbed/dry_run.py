@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from nodes.messages import LinkMeasurement, ModelSpec, SpanRecord
+from nodes.messages import LinkMeasurement, ModelSpec, RehearsedSpan, SpanRecord
 from radio.units import thermal_noise_w_per_hz
 from testbed.config.loader import ResolvedConfig
 from testbed.errors import NodeError, StorageError
@@ -136,6 +136,8 @@ def learn_from(planner: Planner, directory: Path) -> None:
         raise StorageError(
             f"{directory} has {num} subchannels, this experiment {planner.numerology.num_subchannels}"
         )
+    for event in run.of_kind("rehearsal"):
+        estimates.take_rehearsal(event["node"], [msgspec.convert(event, RehearsedSpan, strict=False)])
     by_round: dict[int, list[dict[str, Any]]] = {}
     for event in run.events:
         if event["kind"] in ("link", "span"):

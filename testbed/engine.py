@@ -166,6 +166,7 @@ class Engine:
         state.planner_or_none = Planner(
             config.experiment, config.lab, model, {name: ready[name].num_samples for name in names}
         )
+        await self._membership.rehearse(names)
         await self._membership.set_gains(state.scenario.present(0))
         decision, _ = await self._rounds.decide(0, state.heard(), None)
         await self._configure(decision.plan.cut_layer)

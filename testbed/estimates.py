@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nodes.messages import LinkMeasurement, RoundGrant, RoundReport, SpanRecord
+from nodes.messages import LinkMeasurement, RehearsedSpan, RoundGrant, RoundReport, SpanRecord
 from testbed.estimation import LinkFilter, Rejection, SpeedFilter
 
 FloatArray = NDArray[np.float64]
@@ -109,7 +109,7 @@ class Estimates:
         self.uplink = {name: LinkState(name, server, num_subchannels, target_bler) for name in clients}
         self.downlink = {name: LinkState(server, name, num_subchannels, target_bler) for name in clients}
         self.broadcast = StreamStatistics(target_bler)  # lost to somebody
-        self._speeds: dict[tuple[str, str, int], SpeedFilter] = {}
+        self._speeds: dict[tuple[str, str], SpeedFilter] = {}
         self._fresh: set[tuple[str, str]] = set()
         self._misses: dict[str, int] = {}  # soundings in a row in which the server missed a client
 
@@ -186,21 +186,26 @@ class Estimates:
         for span in spans:
             flops = span.attributes.get("flops")
             if isinstance(flops, float | int):
-                found.append((self._speed(node, span.phase, cut_layer), span, float(flops)))
+                found.append((self._speed(node, span.phase), span, float(flops)))
         # A spike hits one span; a board that has become slower is slower in all of them.
-        surprises = [speed.surprise(flops, _seconds(span)) for speed, span, flops in found]
+        surprises = [speed.surprise(cut_layer, flops, _seconds(span)) for speed, span, flops in found]
         told = [value for value in surprises if value is not None]
         confirmed = len(told) > 1 and max(told) - min(told) < AGREEMENT
         for speed, span, flops in found:
-            known = speed.filter.known
-            if not speed.take(flops, _seconds(span), confirmed=confirmed) and known:
-                expected_ms = flops / speed.flops_per_s * 1e3
+            known = speed.known
+            if not speed.take(cut_layer, flops, _seconds(span), confirmed=confirmed) and known:
+                expected_ms = flops / speed.flops_per_s(cut_layer) * 1e3
                 words = (
                     f"{span.phase} took {_seconds(span) * 1e3:.2f} ms where {expected_ms:.2f} ms were "
                     "expected; held back until another span agrees"
                 )
                 rejections.append(Rejection(node, "compute", span.phase, words))
         return rejections
+
+    def take_rehearsal(self, node: str, spans: Iterable[RehearsedSpan]) -> None:
+        """Speeds that a node found before the run, at cuts that the run may never come to."""
+        for span in spans:
+            self._speed(node, span.phase).rehearse(span.cut_layer, span.flops, span.seconds)
 
     def take_streams(self, report: RoundReport, grant: RoundGrant) -> None:
         """Block errors, outer loops, and what slots made of the SNR that soundings promised."""
@@ -274,31 +279,19 @@ class Estimates:
             )
         return np.array(rows)
 
-    def _speed(self, node: str, phase: str, cut_layer: int) -> SpeedFilter:
-        key = (node, phase, cut_layer)
+    def _speed(self, node: str, phase: str) -> SpeedFilter:
+        key = (node, phase)
         if key not in self._speeds:
-            self._speeds[key] = SpeedFilter(self._guess(node, phase, cut_layer))
+            self._speeds[key] = SpeedFilter(self._nominal[node])
         return self._speeds[key]
-
-    def _guess(self, node: str, phase: str, cut_layer: int) -> float:
-        """Speed at a cut that was not run yet: that at the nearest cut which was, else the declared."""
-        known = [
-            (abs(cut - cut_layer), cut, speed.flops_per_s)
-            for (owner, name, cut), speed in self._speeds.items()
-            if owner == node and name == phase and speed.filter.known
-        ]
-        return min(known)[2] if known else self._nominal[node]
 
     def flops_per_s(self, node: str, phase: str, cut_layer: int) -> float:
         """Speed of a node in a phase at a cut [FLOP/s]."""
-        speed = self._speeds.get((node, phase, cut_layer))
-        if speed is not None and speed.filter.known:
-            return speed.flops_per_s
-        return self._guess(node, phase, cut_layer)
+        return self._speed(node, phase).flops_per_s(cut_layer)
 
-    def compute_deviation(self, node: str, phase: str, cut_layer: int) -> float:
+    def compute_deviation(self, node: str, phase: str) -> float:
         """Relative standard deviation of a compute span's length."""
-        return self._speed(node, phase, cut_layer).relative_deviation
+        return self._speed(node, phase).relative_deviation
 
 
 def _seconds(span: SpanRecord) -> float:

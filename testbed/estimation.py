@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 
 GATE_DEVIATIONS = 4.0
+OUTLIER_DEVIATIONS = 2.5  # beyond which a distance counts as this many deviations
 SLOPE_DAMPING = 0.8  # of a common trend, per round (Holt's damped trend)
 SLOPE_WEIGHT = 0.4  # of a common innovation in the trend
 MOMENT_WEIGHT = 0.15  # of a new measurement in the learned variances
@@ -161,7 +162,9 @@ class LevelFilter:
             np.clip(-self._lagged_moment, smallest, 0.49 * self._difference_moment + smallest)
         )
         self._walk = max(self._difference_moment - 2 * self._noise, smallest)
-        errors = innovation[usable]
+        # One outlier must not make the rounds after it look uncertain.
+        limit = OUTLIER_DEVIATIONS * float(np.sqrt(self._common_moment + self._own_moment))
+        errors = np.clip(innovation[usable], -limit, limit)
         common = float(errors.mean())
         own = float(errors.var()) if errors.size > 1 else 0.0
         self._common_moment += MOMENT_WEIGHT * (common**2 - self._common_moment)
@@ -234,19 +237,48 @@ class LinkFilter:
 
 
 class SpeedFilter:
-    """Speed of one processor in one phase at one cut: logarithm of FLOPs per second."""
+    """Speed of one processor in one phase: what was rehearsed at each cut, times how it does now.
+
+    A board that grows hot is slower at every cut, also at those where it is not running: what spans
+    tell at one cut moves the expectation for all of them.
+
+    Attributes
+    ----------
+    filter
+        Logarithm of the present speed over the rehearsed one.
+    """
 
     def __init__(self, nominal_flops_per_s: float) -> None:
         self.filter = LevelFilter(1, SPEED_PRIORS)
-        self.nominal_flops_per_s = nominal_flops_per_s
+        self._nominal_log = float(np.log(nominal_flops_per_s))
+        self._rehearsed_log: dict[int, float] = {}
 
-    def surprise(self, flops: float, seconds: float) -> float | None:
+    @property
+    def known(self) -> bool:
+        """Whether a span was measured yet."""
+        return self.filter.known
+
+    def rehearse(self, cut_layer: int, flops: float, seconds: float) -> bool:
+        """Take what was measured off the clock at a cut; whether it made sense."""
+        if not _is_span(flops, seconds):
+            return False
+        self._rehearsed_log[cut_layer] = float(np.log(flops / seconds))
+        return True
+
+    def _reference(self, cut_layer: int) -> float:
+        """Rehearsed speed at a cut or the nearest one that was; the declared speed without any."""
+        if not self._rehearsed_log:
+            return self._nominal_log
+        nearest = min(self._rehearsed_log, key=lambda cut: (abs(cut - cut_layer), cut))
+        return self._rehearsed_log[nearest]
+
+    def surprise(self, cut_layer: int, flops: float, seconds: float) -> float | None:
         """Logarithm of a span's speed over what is known; ``None`` where nothing is or it is no number."""
-        if not self.filter.known or not _is_span(flops, seconds):
+        if not self.known or not _is_span(flops, seconds):
             return None
-        return float(np.log(flops / seconds) - self.filter.level[0])
+        return float(np.log(flops / seconds) - self._reference(cut_layer) - self.filter.level[0])
 
-    def take(self, flops: float, seconds: float, *, confirmed: bool = False) -> bool:
+    def take(self, cut_layer: int, flops: float, seconds: float, *, confirmed: bool = False) -> bool:
         """Take a compute span; whether it was believed.
 
         Parameters
@@ -256,16 +288,15 @@ class SpeedFilter:
         """
         if not _is_span(flops, seconds):
             return False
-        measured = np.array([np.log(flops / seconds)])
+        measured = np.array([np.log(flops / seconds) - self._reference(cut_layer)])
         if not bool(self.filter.take(measured)[0]):
             return True
         return confirmed and not bool(self.filter.take(measured)[0])
 
-    @property
-    def flops_per_s(self) -> float:
-        if not self.filter.known:
-            return self.nominal_flops_per_s
-        return float(np.exp(self.filter.level[0]))
+    def flops_per_s(self, cut_layer: int) -> float:
+        """Expected speed at a cut [FLOP/s]."""
+        now = float(self.filter.level[0]) if self.known else 0.0
+        return float(np.exp(self._reference(cut_layer) + now))
 
     @property
     def relative_deviation(self) -> float:

@@ -140,6 +140,7 @@ class Forecaster:
         planner, clients = self._planner, self._clients
         estimates = planner.estimates
         sizes = planner.stream_bytes(clients, plan.cut_layer)
+        compute = self._compute(plan.cut_layer)
         used = plan.psd_w_per_hz > 0
         psd_db = np.full(len(used), -np.inf)
         psd_db[used] = np.asarray(linear_to_db(plan.psd_w_per_hz[used]))
@@ -157,7 +158,10 @@ class Forecaster:
             broadcast_union_error=estimates.broadcast.bler,
             broadcast_overdispersion=estimates.broadcast.overdispersion,
             num_sounders=self._num_sounders,
-            **self._compute(plan.cut_layer),
+            client_forward=compute["client-forward"],
+            client_backward=compute["client-backward"],
+            server_forward=compute["server-forward"],
+            server_backward=compute["server-backward"],
         )
 
     def _timing(self) -> Timing:
@@ -202,17 +206,14 @@ class Forecaster:
             learning.reading,
         )
         speeds = planner.compute_speeds(clients, cut)
-        deviation = planner.compute_deviations(clients, cut)
+        deviation = planner.compute_deviations(clients)
         flops = {
             "client-forward": batches * model.forward_flops[cut],
             "client-backward": batches * model.backward_flops[cut],
             "server-forward": np.array(server[0]),
             "server-backward": np.array(server[1]),
         }
-        return {
-            phase.replace("-", "_"): ComputeTime(flops[phase] / speeds[phase], deviation[phase])
-            for phase in flops
-        }
+        return {phase: ComputeTime(flops[phase] / speeds[phase], deviation[phase]) for phase in flops}
 
 
 __all__ = ["Forecaster", "Persistence", "RoundForecast", "Summary"]

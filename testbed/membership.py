@@ -7,6 +7,8 @@ from typing import Any
 
 from nodes.messages import (
     Configure,
+    Rehearse,
+    Rehearsed,
     SoundingReport,
     SoundingStart,
     WeightsDone,
@@ -16,7 +18,7 @@ from nodes.messages import (
 from testbed.errors import NodeError
 from testbed.launch import ProcessUsage
 from testbed.specs import node_setup
-from testbed.state import RunState
+from testbed.state import RunState, require
 
 MAX_GAIN_SOUNDINGS = 6
 
@@ -85,7 +87,25 @@ class Membership:
         hellos, ready = await state.control.welcome((name,), self.setup_of, control.start_timeout_s)
         state.notes.joined(state.now_ns, name, hellos[name], ready[name], round_index)
         state.planner.num_samples[name] = ready[name].num_samples
+        await self.rehearse((name,), round_index)
         await self.set_gains((name,), round_index)
+
+    async def rehearse(self, names: tuple[str, ...], round_index: int = -1) -> None:
+        """Let nodes try the work of a round at every cut that may come, off the clock.
+
+        What is prepared once is then no part of a measured span, and the first plan knows how long
+        each cut takes on each board.
+        """
+        state = self._state
+        state.status(f"{', '.join(names)}: rehearsing")
+        answers = await state.control.ask_all(
+            dict.fromkeys(names, Rehearse(state.planner.every_cut())), Rehearsed
+        )
+        require(answers)
+        for name, answer in answers.items():
+            if isinstance(answer, Rehearsed):
+                state.planner.estimates.take_rehearsal(name, answer.spans)
+                state.notes.rehearsal(state.now_ns, round_index, name, answer.spans)
 
     # ---------------------------------------------------------------------------------- gains
     async def set_gains(self, new: tuple[str, ...], round_index: int = -1) -> None:

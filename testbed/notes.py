@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from nodes.messages import Evaluated, Hello, LossReport, Ready, RoundReport, SoundingReport
+from nodes.messages import Evaluated, Hello, LossReport, Ready, RehearsedSpan, RoundReport, SoundingReport
 from testbed.config.loader import ResolvedConfig, config_hash, resolved_yaml
 from testbed.estimates import Estimates
 from testbed.estimation import Rejection
@@ -66,6 +66,11 @@ class Notes:
     def joined(self, at_ns: int, name: str, hello: Hello, ready: Ready, round_index: int = -1) -> None:
         self._writer.operation("joined", node=name, pid=hello.pid, versions=hello.versions)
         self.add(at_ns, name, "joined", round_index, {"num_samples": ready.num_samples})
+
+    def rehearsal(self, at_ns: int, round_index: int, name: str, spans: Iterable[RehearsedSpan]) -> None:
+        """How long a node's work took off the clock, by cut."""
+        for span in spans:
+            self.add(at_ns, name, "rehearsal", round_index, msgspec.to_builtins(span))
 
     def model(self, ready: Ready) -> None:
         self.add(0, "controller", "model", -1, msgspec.to_builtins(ready.model))

@@ -113,7 +113,16 @@ def phases_ns(
     ]
     done_ns, unicast_ns = max(downlinks)
 
-    marks_ns = (permit_ns, ready_ns, uplink_ns, forward.end_ns, backward.end_ns, broadcast_ns, unicast_ns, done_ns)
+    marks_ns = (
+        permit_ns,
+        ready_ns,
+        uplink_ns,
+        forward.end_ns,
+        backward.end_ns,
+        broadcast_ns,
+        unicast_ns,
+        done_ns,
+    )
     tiles = {}
     reached_ns = start_ns
     for name, mark_ns in zip(ROUND_PHASES[1:], marks_ns, strict=True):

@@ -105,6 +105,11 @@ class Planner:
             return tuple(range(1, len(self.model.forward_flops) - 1))
         return (model.cut_layer,)
 
+    def every_cut(self) -> tuple[int, ...]:
+        """Cut layers that some round of the experiment allows."""
+        starts = {0, *self.experiment.model.cut_schedule}
+        return tuple(sorted({cut for start in starts for cut in self.cuts(start)}))
+
     @cached_property
     def block_room_bytes(self) -> NDArray[np.int64]:
         """Bytes of a stream that one transport block carries, by MCS ``[K]``."""
@@ -200,15 +205,15 @@ class Planner:
             unicast=np.where(own > 0, own * gradient + described, 0),
         )
 
-    def compute_deviations(self, clients: tuple[str, ...], cut: int) -> dict[str, FloatArray | float]:
+    def compute_deviations(self, clients: tuple[str, ...]) -> dict[str, FloatArray | float]:
         """Relative standard deviation of compute spans by phase: ``[C]``, or a number for the server."""
         doubt = self.estimates.compute_deviation
         deviations: dict[str, FloatArray | float] = {
-            phase: np.array([doubt(name, phase, cut) for name in clients])
+            phase: np.array([doubt(name, phase) for name in clients])
             for phase in ("client-forward", "client-backward")
         }
         for phase in ("server-forward", "server-backward"):
-            deviations[phase] = doubt(self.server, phase, cut)
+            deviations[phase] = doubt(self.server, phase)
         return deviations
 
     def forecast(

@@ -44,12 +44,14 @@ class PredictionError(ValueError):
 
 
 def _array(name: str, value: ArrayLike, shape: tuple[int, ...], low: float, high: float) -> FloatArray:
-    """A fresh float64 array of the shape, scalars and rows spread, with every value within the bounds."""
+    """A fresh float64 array of the shape, a scalar spread over it, with every value within the bounds."""
     try:
-        array = np.array(np.broadcast_to(np.asarray(value, np.float64), shape))
+        given = np.asarray(value, np.float64)
     except (TypeError, ValueError) as error:
-        given = list(np.shape(value)) if not isinstance(value, str) else repr(value)
-        raise PredictionError(name, f"{given}, where numbers of shape {list(shape)} are needed") from error
+        raise PredictionError(name, f"not a rectangular array of numbers ({error})") from error
+    if given.shape not in ((), shape):
+        raise PredictionError(name, f"shape {list(given.shape)}, where {list(shape)} is needed")
+    array = np.array(np.broadcast_to(given, shape))
     wrong = ~((array >= low) & (array <= high))  # finds NaN too
     if wrong.any():
         index = tuple(int(axis) for axis in np.argwhere(wrong)[0])

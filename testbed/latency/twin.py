@@ -38,6 +38,8 @@ from testbed.latency.protocol import Grid
 from testbed.latency.rounds import Facts, Luck, Outcome, simulate_moves, simulate_rounds
 
 DEFAULT_DRAWS = 200
+# Probabilities this close to a certainty are constants: the inversion loses its footing there.
+NO_CHANCE = 1e-9
 LOW_QUANTILE, HIGH_QUANTILE = 0.05, 0.95
 
 
@@ -194,7 +196,7 @@ def _beta(
     uniform = np.random.default_rng((seed, purpose)).random((num_draws, len(mean)))
     drawn = np.empty_like(uniform)
     for c, (probability, excess) in enumerate(zip(mean, overdispersion, strict=True)):
-        if excess == 0 or probability in (0, 1):
+        if excess < NO_CHANCE or not NO_CHANCE < probability < 1 - NO_CHANCE:
             drawn[:, c] = probability
             continue
         weight = (1 - excess) / excess
@@ -247,6 +249,18 @@ def _broadcast_error(inputs: RoundInputs, members: NDArray[np.bool_]) -> FloatAr
     return np.asarray(-np.expm1(survived * shares))
 
 
+def _bounded_union(error: FloatArray, members: NDArray[np.bool_]) -> FloatArray:
+    """Block error probabilities ``[S, C]`` lowered where their union would exceed the bound.
+
+    A block that has to reach many at once is otherwise repeated for ever, where the run lowers the MCS.
+    """
+    survived = np.log1p(-error) * members
+    union = survived.sum(axis=1, keepdims=True)
+    bound = np.log1p(-MAX_BLOCK_ERROR)
+    excess = union < bound
+    return np.where(excess, -np.expm1(survived * (bound / np.where(excess, union, bound))), error)
+
+
 # ----------------------------------------------------------------------------------- the draws
 def _grid(timing: Timing) -> Grid:
     return Grid(
@@ -294,6 +308,10 @@ def _luck(inputs: RoundInputs, facts: Facts, num_draws: int, seed: int) -> Luck:
         mean_s, deviation = time.checked(purpose.name.lower(), (count,))
         return _spans_ns(seed, purpose, num_draws, mean_s, deviation)
 
+    members = facts.num_own > 0
+    broadcast_error = errors(
+        _Purpose.BROADCAST_ERROR, _broadcast_error(inputs, members), inputs.broadcast_overdispersion
+    )
     server = [
         spans(_Purpose.SERVER_FORWARD, inputs.server_forward, 1),
         spans(_Purpose.SERVER_BACKWARD, inputs.server_backward, 1),
@@ -303,11 +321,7 @@ def _luck(inputs: RoundInputs, facts: Facts, num_draws: int, seed: int) -> Luck:
         uplink_db,
         downlink_db,
         errors(_Purpose.UPLINK_ERROR, inputs.uplink.block_error, inputs.uplink.overdispersion),
-        errors(
-            _Purpose.BROADCAST_ERROR,
-            _broadcast_error(inputs, facts.num_own > 0),
-            inputs.broadcast_overdispersion,
-        ),
+        _bounded_union(broadcast_error, members),
         errors(_Purpose.UNICAST_ERROR, inputs.downlink.block_error, inputs.downlink.overdispersion),
         spans(_Purpose.CLIENT_FORWARD, inputs.client_forward, inputs.num_clients),
         spans(_Purpose.CLIENT_BACKWARD, inputs.client_backward, inputs.num_clients),

@@ -169,9 +169,7 @@ def sounding_end_ns(numerology: Numerology, start_ns: int, turnaround_ns: int, n
     """End of the sounding that starts at or after an instant."""
     downlink_slot = numerology.next_slot(start_ns)
     ready_ns = numerology.slot_start_ns(downlink_slot + 1) + turnaround_ns
-    return numerology.slot_start_ns(
-        numerology.next_slot(ready_ns) + numerology.sounding_slots(num_clients)
-    )
+    return numerology.slot_start_ns(numerology.next_slot(ready_ns) + numerology.sounding_slots(num_clients))
 
 
 __all__ = ["UNUSED", "Stream", "downlink", "downlink_mcs", "sounding_end_ns", "uplink", "uplink_mcs"]

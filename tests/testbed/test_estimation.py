@@ -167,16 +167,29 @@ def test_a_board_that_slows_down_threefold_is_believed_on_the_second_span() -> N
     speed = SpeedFilter(1e9)
     for _ in range(10):
         speed.filter.pass_round()
-        assert speed.take(1e7, 0.05 * (1 + 0.05 * rng.standard_normal()))
+        assert speed.take(1, 1e7, 0.05 * (1 + 0.05 * rng.standard_normal()))
     speed.filter.pass_round()
-    assert not speed.take(1e7, 0.15)
-    assert speed.flops_per_s == pytest.approx(2e8, rel=0.1)
+    assert not speed.take(1, 1e7, 0.15)
+    assert speed.flops_per_s(1) == pytest.approx(2e8, rel=0.1)
     speed.filter.pass_round()
-    assert speed.take(1e7, 0.151)
-    assert speed.flops_per_s == pytest.approx(1e7 / 0.151, rel=0.02)
+    assert speed.take(1, 1e7, 0.151)
+    assert speed.flops_per_s(1) == pytest.approx(1e7 / 0.151, rel=0.02)
     speed.filter.pass_round()
-    assert speed.take(1e7, 0.05, confirmed=True)
-    assert speed.flops_per_s == pytest.approx(2e8, rel=0.02)
+    assert speed.take(1, 1e7, 0.05, confirmed=True)
+    assert speed.flops_per_s(1) == pytest.approx(2e8, rel=0.02)
+
+
+def test_a_board_that_is_hot_at_one_cut_is_expected_to_be_hot_at_all() -> None:
+    speed = SpeedFilter(1e9)
+    assert speed.rehearse(1, 1e7, 0.05)
+    assert speed.rehearse(3, 1e8, 0.2)
+    assert speed.flops_per_s(1) == pytest.approx(2e8)
+    for _ in range(3):
+        speed.filter.pass_round()
+        speed.take(1, 1e7, 0.15)
+    assert speed.flops_per_s(1) == pytest.approx(2e8 / 3, rel=0.01)
+    assert speed.flops_per_s(3) == pytest.approx(5e8 / 3, rel=0.01)
+    assert speed.flops_per_s(2) == speed.flops_per_s(1)
 
 
 @pytest.mark.parametrize(
@@ -184,8 +197,8 @@ def test_a_board_that_slows_down_threefold_is_believed_on_the_second_span() -> N
 )
 def test_a_span_that_makes_no_sense_is_not_believed(flops: float, seconds: float) -> None:
     speed = SpeedFilter(1e9)
-    assert not speed.take(flops, seconds)
-    assert speed.flops_per_s == 1e9
+    assert not speed.take(1, flops, seconds)
+    assert speed.flops_per_s(1) == pytest.approx(1e9)
 
 
 def test_a_link_says_in_words_what_it_did_not_believe() -> None:

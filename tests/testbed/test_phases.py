@@ -20,9 +20,7 @@ NEAR_DB = 70.0  # path loss at which no block is lost, at whatever MCS
 
 
 def experiment(*overrides, num_boards=3, clocks_hz=(), path_loss_db=NEAR_DB, fading=STILL, **options):
-    boards = [
-        board(number, path_loss_db=path_loss_db, fading=fading) for number in range(1, num_boards + 1)
-    ]
+    boards = [board(number, path_loss_db=path_loss_db, fading=fading) for number in range(1, num_boards + 1)]
     for entry, clock_hz in zip(boards, clocks_hz, strict=False):
         entry["processor"]["clock_hz"] = clock_hz
     return small(

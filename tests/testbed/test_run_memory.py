@@ -162,7 +162,7 @@ def test_with_every_board_muted_nothing_arrives_and_the_run_says_so(tmp_path: Pa
 
 def test_with_the_server_muted_no_plan_exists_and_the_run_says_why(tmp_path: Path) -> None:
     result, run = run_in_memory(small("lab.radio.muted=[server]"), tmp_path / "run")
-    assert_nothing_came(result, run, "nothing can be sent in round 0: there is no plan for board-1")
+    assert_nothing_came(result, run, "nothing can be sent in round 0: there is no plan for board-2")
     assert "muted" in result.words
 
 
@@ -419,7 +419,7 @@ def test_a_node_that_fails_in_a_way_nobody_foresaw_ends_the_run_with_its_words(
 def test_a_disk_that_fills_up_ends_the_run_as_a_storage_failure(tmp_path: Path) -> None:
     """Whatever still fits is whole; nothing hangs and no node is left."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
     try:
         with pytest.raises(StorageError, match=r"events\.jsonl cannot be written"):
             run_in_memory(small(rounds=5), tmp_path / "run")

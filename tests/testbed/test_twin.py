@@ -82,6 +82,7 @@ def standard_error(values):
 
 
 # ------------------------------------------------------------------------------------- the grid
+@settings(deadline=None)
 @given(
     st.sampled_from([5e6, 3.84e6, 20e6, 1e6 / 3, 61.44e6]),
     st.integers(1, 9),
@@ -263,9 +264,7 @@ class SlowRound:
             return lambda number: bool(rng.random() < probability)
 
         start_ns = inputs.start_ns
-        sounded_ns = reference.sounding_end_ns(
-            numerology, start_ns, timing.turnaround_ns, inputs.sounders
-        )
+        sounded_ns = reference.sounding_end_ns(numerology, start_ns, timing.turnaround_ns, inputs.sounders)
         permit_ns = sounded_ns + timing.ack_delay_ns
         ends, uplinks, air = [], [], dict.fromkeys(STREAMS, 0.0)
         for c, name in enumerate(self.names):
@@ -299,9 +298,7 @@ class SlowRound:
             Stream(
                 int(inputs.unicast_bytes[c]),
                 own[name],
-                reference.downlink_mcs(
-                    numerology, {name: down_db[name]}, {name: margin_db[name]}, own[name]
-                ),
+                reference.downlink_mcs(numerology, {name: down_db[name]}, {name: margin_db[name]}, own[name]),
                 {name: chance(inputs.downlink.block_error[c], inputs.downlink.overdispersion[c])},
             )
             for c, name in enumerate(self.names)
@@ -386,16 +383,19 @@ def test_everything_arrives_and_tiles_add_up(
     width = {"uplink": 0, "broadcast": NUM_SUBCHANNELS, "unicast": 0}
     for c in range(num_clients):
         width["uplink"] = width["unicast"] = max(width["uplink"], (inputs.assignment == c).sum())
-    sizes = {"uplink": num_clients * 1500, "broadcast": broadcast_bytes, "unicast": num_clients * unicast_bytes}
+    sizes = {
+        "uplink": num_clients * 1500,
+        "broadcast": broadcast_bytes,
+        "unicast": num_clients * unicast_bytes,
+    }
     for stream, num_bytes in sizes.items():
         assert (predicted.airtime_s[stream] >= num_bytes / (best_bps * width[stream]) - 1e-12).all()
         assert (num_bytes > 0) == (predicted.airtime_s[stream] > 0).all()
-    assert (predicted.phases_s["broadcast"] >= predicted.airtime_s["broadcast"] * 0).all()
-    assert np.nanmax(predicted.uplink_s) <= (predicted.phases_s["uplink"] + 5).max()
 
 
 def test_a_rounds_straggler_ends_its_tiles():
-    predicted = predict_round(level_inputs(4, assignment=np.array([0, 1, 2, 3, 0, 1])), num_draws=300)
+    assignment = np.array([0, 1, 2, 3, 0, 1])
+    predicted = predict_round(level_inputs(4, assignment=assignment, uplink_bytes=6000), num_draws=300)
     rows = np.arange(300)
     straggler_s = predicted.uplink_s[rows, predicted.uplink_straggler]
     assert np.allclose(straggler_s, predicted.phases_s["uplink"], atol=2e-9)
@@ -427,7 +427,9 @@ def test_more_block_errors_never_make_a_round_faster():
     for probability in (0.0, 0.03, 0.1, 0.3, 0.6):
         links = Links(np.full((3, NUM_SUBCHANNELS), 16.0), 1.0, 1.0, 1.0, probability, 0.05)
         predicted = predict_round(level_inputs(uplink=links, downlink=links), num_draws=400)
-        means.append([predicted.latency_s.mean(), *(predicted.airtime_s[name].mean() for name in STREAMS[1:])])
+        means.append(
+            [predicted.latency_s.mean(), *(predicted.airtime_s[name].mean() for name in STREAMS[1:])]
+        )
     assert (np.diff(means, axis=0) >= 0).all()
     assert (np.diff(means, axis=0)[:, 0] > 0).all()
 
@@ -534,9 +536,10 @@ def test_steps_fall_with_margin_and_deviation_of_the_snr():
     assert airtimes[0.0, True] == pytest.approx(10)
     assert airtimes[2.0, True] == pytest.approx(10)
     assert airtimes[0.0, False] > 10.5
-    certain = predict_round(level_inputs(1), num_draws=400).airtime_s["uplink"]
+    certain = predict_round(level_inputs(1, uplink_bytes=15_000), num_draws=400).airtime_s["uplink"]
     unsure = Links(np.full((1, NUM_SUBCHANNELS), 16.0), 4.0, 3.0, 1.0, 0.1, 0.05)
-    varied = predict_round(level_inputs(1, uplink=unsure), num_draws=400).airtime_s["uplink"]
+    varied_inputs = level_inputs(1, uplink=unsure, uplink_bytes=15_000)
+    varied = predict_round(varied_inputs, num_draws=400).airtime_s["uplink"]
     assert varied.std() > 2 * certain.std()
 
 
@@ -547,7 +550,9 @@ def test_a_stream_that_misses_the_deadline_ends_there():
     predicted = predict_round(inputs, num_draws=20)
     assert predicted.missed.all()
     frame_s = inputs.timing.slot_s * inputs.timing.slots_per_frame
-    end_s = predicted.phases_s["sounding"] + predicted.phases_s["client-forward"] + predicted.phases_s["uplink"]
+    end_s = (
+        predicted.phases_s["sounding"] + predicted.phases_s["client-forward"] + predicted.phases_s["uplink"]
+    )
     assert (end_s > 0.3).all()
     assert (end_s < 0.3 + 2 * frame_s).all()
     assert np.allclose(sum(predicted.phases_s.values()), predicted.latency_s)
