@@ -22,6 +22,7 @@ SLOPE_DAMPING = 0.8  # of a common trend, per round (Holt's damped trend)
 SLOPE_WEIGHT = 0.4  # of a common innovation in the trend
 MOMENT_WEIGHT = 0.15  # of a new measurement in the learned variances
 MAX_GAIN = 0.95  # of the filter: some trust in the past is always left
+COMMON_GAIN = 0.8
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class FilterPriors:
         Standard deviation of the level's step from round to round, and of a measurement.
     min_gate
         No value closer to the level than this is held back, however quiet the past was.
+    common_gate
+        The same for what all values do together.
     min_slope
         A common trend per round is followed beyond this only: below it is chance.
     """
@@ -41,11 +44,14 @@ class FilterPriors:
     walk: float
     noise: float
     min_gate: float
+    common_gate: float
     min_slope: float
 
 
-GAIN_PRIORS = FilterPriors(walk=0.6, noise=0.4, min_gate=8.0, min_slope=0.5)  # [dB]
-SPEED_PRIORS = FilterPriors(walk=0.05, noise=0.1, min_gate=0.35, min_slope=np.inf)  # natural logarithm
+GAIN_PRIORS = FilterPriors(walk=0.6, noise=0.4, min_gate=4.0, common_gate=8.0, min_slope=0.5)  # [dB]
+SPEED_PRIORS = FilterPriors(
+    walk=0.05, noise=0.1, min_gate=0.35, common_gate=np.inf, min_slope=np.inf
+)  # natural logarithm
 
 
 @dataclass
@@ -119,56 +125,60 @@ class LevelFilter:
         self._taken = bool(finite.any())
         fresh = finite & ~np.isfinite(self.level)
         self.level[fresh] = measured[fresh]
-        self._last[fresh] = measured[fresh]
         innovation = np.where(finite, measured - self.level, 0.0)
+        known = finite & ~fresh
+        # What moves all values together is a walk, and measured as well as they are many.
+        common = float(np.median(innovation[known])) if self.size > 1 and known.any() else 0.0
+        if abs(common) > max(self.priors.common_gate, GATE_DEVIATIONS * float(np.sqrt(self._common_moment))):
+            common = 0.0
+        own = np.where(known, innovation - common, 0.0)
         spread = np.sqrt(self._variance + self._noise)
         gate = np.maximum(self.priors.min_gate, GATE_DEVIATIONS * spread)
-        outside = finite & (np.abs(innovation) > gate)
+        outside = known & (np.abs(own) > gate)
         agrees = outside & (np.abs(measured - self._suspect) <= gate)
         held = outside & ~agrees
         self._suspect = np.where(held, measured, np.nan)
+        believed = known & ~outside
+        if believed.any():
+            self._learn(measured, common, np.where(believed, own, np.nan))
+            self.level[known] += COMMON_GAIN * common
+            self._slope += SLOPE_WEIGHT * common
+            gain = np.minimum(self._variance / (self._variance + self._noise), MAX_GAIN)
+            self.level[believed] += (gain * own)[believed]
+            self._variance[believed] *= (1 - gain)[believed]
         # Something has changed: the past says nothing about the level any more.
         self.level[agrees] = measured[agrees]
         self._variance[agrees] = self._noise
-        believed = finite & ~outside
-        gain = np.minimum(self._variance / (self._variance + self._noise), MAX_GAIN)
-        if believed.any():
-            self._learn(measured, np.where(believed, innovation, np.nan), believed & ~fresh)
-            if (believed & ~fresh).any():
-                self._slope += SLOPE_WEIGHT * float(np.mean(innovation[believed & ~fresh]))
-            self.level[believed] += (gain * innovation)[believed]
-            self._variance[believed] *= (1 - gain)[believed]
         self._last = np.where(finite & ~held, measured, np.nan)
         if (finite & ~held).any():
             self.age_rounds = 0
         return held | ~finite
 
-    def _learn(self, measured: FloatArray, innovation: FloatArray, usable: NDArray[np.bool_]) -> None:
-        """Follow the moments that walk, noise and deviations are read from."""
-        if not usable.any():
-            self._last_difference = np.full(self.size, np.nan)
-            return
+    def _learn(self, measured: FloatArray, common: float, own: FloatArray) -> None:
+        """Follow the moments that walk, noise and deviations are read from; ``own`` is NaN where held."""
+        usable = np.isfinite(own)
         difference = np.where(usable, measured - self._last, np.nan)
-        lagged = difference * self._last_difference
-        self._last_difference = difference
-        if np.isfinite(difference).any():
+        compared = np.isfinite(difference)
+        if compared.any():
+            if self.size > 1:
+                difference = difference - np.median(difference[compared])
             self._difference_moment += MOMENT_WEIGHT * (
-                float(np.nanmean(difference**2)) - self._difference_moment
+                float(np.mean(difference[compared] ** 2)) - self._difference_moment
             )
-        if np.isfinite(lagged).any():
-            self._lagged_moment += MOMENT_WEIGHT * (float(np.nanmean(lagged)) - self._lagged_moment)
+            lagged = (difference * self._last_difference)[compared]
+            lagged = lagged[np.isfinite(lagged)]
+            if lagged.size:
+                self._lagged_moment += MOMENT_WEIGHT * (float(lagged.mean()) - self._lagged_moment)
+        self._last_difference = difference
         smallest = 0.01 * self.priors.noise**2
-        self._noise = float(
-            np.clip(-self._lagged_moment, smallest, 0.49 * self._difference_moment + smallest)
-        )
+        self._noise = float(np.clip(-self._lagged_moment, smallest, 0.49 * self._difference_moment + smallest))
         self._walk = max(self._difference_moment - 2 * self._noise, smallest)
         # One outlier must not make the rounds after it look uncertain.
         limit = OUTLIER_DEVIATIONS * float(np.sqrt(self._common_moment + self._own_moment))
-        errors = np.clip(innovation[usable], -limit, limit)
-        common = float(errors.mean())
-        own = float(errors.var()) if errors.size > 1 else 0.0
-        self._common_moment += MOMENT_WEIGHT * (common**2 - self._common_moment)
-        self._own_moment += MOMENT_WEIGHT * (own - self._own_moment)
+        errors = np.clip(own[usable], -limit, limit)
+        shift = float(np.clip(common, -limit, limit))
+        self._common_moment += MOMENT_WEIGHT * (shift**2 - self._common_moment)
+        self._own_moment += MOMENT_WEIGHT * (float(np.mean(errors**2)) - self._own_moment)
 
     def deviations(self) -> tuple[float, float]:
         """Standard deviations of the next measurement from the level: common to all values, and own.

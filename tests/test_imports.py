@@ -62,7 +62,7 @@ def test_a_room_costs_no_module_of_ours_or_of_others(room):
 def prediction_files() -> list[Path]:
     testbed = ROOT / "testbed"
     return [
-        testbed / "latency.py",
+        *sorted((testbed / "latency").rglob("*.py")),
         *sorted((testbed / "allocator").rglob("*.py")),
         ROOT / "radio" / "units.py",
     ]

@@ -53,7 +53,7 @@ class Grid(NamedTuple):
 def sample_ns(grid: Grid, sample: int) -> int:
     """Instant of a sample, to the nearest nanosecond."""
     # In floats, since samples x 1e9 leaves 64 bits after minutes; the product is rounded once.
-    return np.int64(np.rint(np.float64(sample) * 1e9 / grid.sample_rate_hz))
+    return int(np.rint(np.float64(sample) * 1e9 / grid.sample_rate_hz))
 
 
 @kernel
@@ -71,7 +71,7 @@ def frame_ns(grid: Grid, frame: int) -> int:
 @kernel
 def next_slot(grid: Grid, instant_ns: int) -> int:
     """First slot that starts at or after an instant."""
-    sample = np.int64(np.float64(instant_ns) * grid.sample_rate_hz / 1e9)
+    sample = int(np.float64(instant_ns) * grid.sample_rate_hz / 1e9)
     while sample_ns(grid, sample) < instant_ns:
         sample += 1
     while sample > 0 and sample_ns(grid, sample - 1) >= instant_ns:
@@ -97,7 +97,7 @@ def key_of(seed: np.uint64, draw: int, stream: int) -> np.uint64:
 @kernel
 def is_lost(key: np.uint64, block: int, limit: np.uint64) -> bool:
     """Whether the n-th block of a stream is lost; `limit` is the probability in steps of 1 / UNIT."""
-    return (mixed(key + np.uint64(block + 1) * GOLDEN) >> np.uint64(11)) < limit
+    return bool((mixed(key + np.uint64(block + 1) * GOLDEN) >> np.uint64(11)) < limit)
 
 
 # ------------------------------------------------------------------------------------ MCS and room

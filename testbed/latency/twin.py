@@ -385,7 +385,7 @@ def predict_round(
     luck = _luck(inputs, facts, num_draws, _seed_of(seed))
     outcome = _outcome(num_draws, inputs.num_clients)
     simulate_rounds(_grid(inputs.timing), facts, luck, outcome)
-    air_s = outcome.air_slots * inputs.timing.slot_s
+    air_s = np.asarray(outcome.air_slots * inputs.timing.slot_s)
     airtime_s = dict(zip(STREAMS[1:], air_s.T, strict=True))
     return RoundPrediction(
         model="twin",
@@ -433,7 +433,7 @@ def predict_cut_move(
         latency_s=outcome.tiles_ns[:, 0] / NS_PER_S,
         airtime_s={
             "sounding": _sounding_s(inputs, num_draws),
-            "cut-move": outcome.air_slots[:, 0] * inputs.timing.slot_s,
+            "cut-move": np.asarray(outcome.air_slots[:, 0] * inputs.timing.slot_s),
         },
         missed=outcome.missed,
     )

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from testbed.config.loader import ResolvedConfig, load
-from testbed.results import RunResult
 from testbed.record import Run, read_run
+from testbed.results import RunResult
 from testbed.session import run_experiment
 
 BATCH_SIZE = 8

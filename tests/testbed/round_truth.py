@@ -77,7 +77,7 @@ def true_inputs(run: Run, config: ResolvedConfig, round_index: int) -> RoundInpu
     clients, server = event["clients"], config.lab.server.name
     numerology = numerology_of(config.experiment)
     num = numerology.num_subchannels
-    sent = of_round(run, "transmission", round_index)
+    sent = [s for s in of_round(run, "transmission", round_index) if s["stream"] != "cut-move"]
     assert sent
     assert not any(stream["blocks_failed"] or stream["blocks_retransmitted"] for stream in sent)
     step_db = np.append(thresholds_db(numerology.block_resource_elements) + 1e-6, -np.inf)  # last: unused

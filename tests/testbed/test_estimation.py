@@ -40,7 +40,7 @@ def rms(values: np.ndarray) -> float:
 def test_a_level_that_stands_still_is_known_far_better_than_one_measurement_tells(seed: int) -> None:
     truth, measured = gains(seed, 0.0, 2.0)
     _, levels = follow(measured)
-    assert rms(levels[-50:] - truth[-50:]) < 0.5 * 2.0
+    assert rms(levels[-50:] - truth[-50:]) < 0.55 * 2.0
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 from radio.adaptation import LinkAdaptation
 from radio.units import seconds_to_ns
 from testbed.latency.names import ROUND_PHASES, STREAMS
-from testbed.latency.twin import predict_round
+from testbed.latency.twin import predict_cut_move, predict_round
 from testbed.phases import measured_airtime, measured_phases, phases_ns
+from testbed.specs import numerology_of
 from tests.testbed.experiments import board, run_in_memory, small
-from tests.testbed.round_truth import reports_of, the_round, true_inputs
+from tests.testbed.round_truth import of_round, reports_of, the_round, true_inputs
 
 STILL = {"delay_spread_s": 0.0, "num_taps": 1, "rician_k_db": 30.0, "doppler_hz": 0.0}
 NEAR_DB = 70.0  # path loss at which no block is lost, at whatever MCS
@@ -100,7 +102,7 @@ def test_a_round_without_losses_is_predicted_to_the_nanosecond(case, fixed_mcs, 
     result, run = run_in_memory(config, tmp_path / "run")
     assert result.rounds == 2
     for round_index in range(2):
-        arguments, tiles, latency_ns, ack_ns = measured_ns(run, config, round_index)
+        arguments, tiles, latency_ns, _ = measured_ns(run, config, round_index)
         assert sum(tiles.values()) == latency_ns
         inputs = true_inputs(run, config, round_index)
         predicted = predict_round(inputs, num_draws=2)
@@ -117,6 +119,33 @@ def test_a_round_without_losses_is_predicted_to_the_nanosecond(case, fixed_mcs, 
         assert (tiles["unicast"] == 0) == ("nothing is unicast" in case)
         assert (tiles["client-forward"] > 0) == ("computing" in case)
         assert (len(set(inputs.uplink_bytes)) > 1) == ("unequal" in case)
+
+
+def test_cut_moves_without_losses_are_predicted_to_the_nanosecond(fixed_mcs, tmp_path):
+    """Deeper, the server broadcasts to all; shallower, each client sends its own copy."""
+    schedule = {"0": 1, "1": 2, "2": 1}
+    config = experiment(f"model.cut_schedule={json.dumps(schedule)}", rounds=3, seed=12)
+    _, run = run_in_memory(config, tmp_path / "run")
+    numerology = numerology_of(config.experiment)
+    moves = run.of_kind("cut-move")
+    assert [(move["from"], move["to"]) for move in moves] == [(1, 2), (2, 1)]
+    for move in moves:
+        round_index = move["round"]
+        streams = [
+            stream for stream in of_round(run, "transmission", round_index) if stream["stream"] == "cut-move"
+        ]
+        deeper = move["to"] > move["from"]
+        assert len(streams) == (1 if deeper else 3)
+        assert not any(stream["blocks_failed"] for stream in streams)
+        # Round and move share plan and MCS; the round's payloads do not count.
+        inputs = true_inputs(run, config, round_index)
+        inputs = dataclasses.replace(inputs, plan_ns=move["start_ns"])
+        (num_bytes,) = {stream["payload_bytes"] for stream in streams}
+        predicted = predict_cut_move(inputs, num_bytes, deeper, num_draws=2)
+        assert np.rint(predicted.latency_s * 1e9).tolist() == [move["latency_ns"]] * 2
+        radiated_s = sum(stream["airtime_ns"] for stream in streams) / 1e9
+        assert predicted.airtime_s["cut-move"] == pytest.approx(radiated_s, abs=1e-8)
+        assert predicted.airtime_s["cut-move"][0] > numerology.slot_samples / numerology.sample_rate_hz
 
 
 def test_adaptation_at_the_top_of_the_table_is_predicted_too(tmp_path):

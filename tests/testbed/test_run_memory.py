@@ -19,10 +19,12 @@ from nodes.messages import Evaluated
 from radio.air.core import AirCore, Window
 from radio.drivers.base import Reception
 from radio.drivers.emulated import EmulatedRadio
-from testbed.engine import Engine
-from testbed.results import RunResult, StopReason
 from testbed.errors import ExitCode, StorageError
+from testbed.policies import Decision
 from testbed.record import Run, read_run
+from testbed.results import RunResult, StopReason
+from testbed.rounds import Rounds
+from testbed.upkeep import evaluate
 from tests.testbed.experiments import (
     BATCH_SIZE,
     NUMEROLOGY,
@@ -316,18 +318,19 @@ def test_the_cut_moves_over_the_air_deeper_without_a_trace_and_shallower_on_the_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses: list[tuple[int, int, float, float]] = []
-    move = Engine._move_cut
+    move = Rounds._move_cut
 
-    async def watched(self: Engine, round_index: int, plan: Any, clients: tuple[str, ...]) -> None:
+    async def watched(self: Rounds, round_index: int, decision: Decision) -> int:
         async def loss() -> float:
-            outcome: Evaluated = await self._evaluate("validation", clients)
+            outcome: Evaluated = await evaluate(self._state, "validation", decision.clients)
             return float(np.mean(outcome.loss))
 
-        previous, before = self._cut, await loss()
-        await move(self, round_index, plan, clients)
-        losses.append((previous, self._cut, before, await loss()))
+        previous, before = self._state.cut, await loss()
+        taken_ns = await move(self, round_index, decision)
+        losses.append((previous, self._state.cut, before, await loss()))
+        return taken_ns
 
-    monkeypatch.setattr(Engine, "_move_cut", watched)
+    monkeypatch.setattr(Rounds, "_move_cut", watched)
     config = small("model.cut_layer=1", "model.cut_schedule={1: 3, 2: 1}", "data.partition=labels", rounds=3)
     result, run = run_in_memory(config, tmp_path / "run")
     assert (result.exit_code, result.rounds) == (0, 3)

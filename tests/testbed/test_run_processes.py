@@ -19,9 +19,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from testbed.results import RoundSummary, RunResult, StopReason
 from testbed.errors import ExitCode
 from testbed.record import Run, read_run
+from testbed.results import RoundSummary, RunResult, StopReason
 from testbed.session import run_experiment
 from tests.testbed.experiments import (
     checkpoint_bytes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from radio.numerology import SOUNDING_SYMBOLS, Numerology
 from radio.phy import UNUSED, block_bytes
 from testbed import latency
+from testbed.allocator import jit
 from testbed.allocator.problem import RateModel
 from testbed.latency import protocol, twin
 from testbed.latency.inputs import ComputeTime, Links, McsSteps, PredictionError, RoundInputs, Timing
@@ -651,3 +653,10 @@ def test_a_block_has_room_for_its_header():
     steps = link_steps(numerology)
     assert (steps.room_bytes > 0).all()
     assert steps.room_bytes[7] == block_bytes(numerology, 7) - 8
+
+
+def test_kernels_lie_in_a_cache_of_their_own():
+    """An edit to the prediction leaves the allocator's machine code alone, and the other way round."""
+    package = Path(latency.__file__).parent
+    assert jit.cache_directory(package).name.startswith("latency-")
+    assert jit.cache_directory(package) != jit.cache_directory()
