@@ -18,11 +18,11 @@ FloatArray = NDArray[np.float64]
 
 GATE_DEVIATIONS = 4.0
 OUTLIER_DEVIATIONS = 2.5  # beyond which a distance counts as this many deviations
-SLOPE_DAMPING = 0.8  # of a common trend, per round (Holt's damped trend)
-SLOPE_WEIGHT = 0.4  # of a common innovation in the trend
+SLOPE_DAMPING = 0.9  # of a common trend, per round (Holt's damped trend)
+SLOPE_WEIGHT = 0.6  # of a common innovation in the trend
 MOMENT_WEIGHT = 0.15  # of a new measurement in the learned variances
 MAX_GAIN = 0.95  # of the filter: some trust in the past is always left
-COMMON_GAIN = 0.8
+COMMON_GAIN = 0.95  # what many values say together is hardly noise
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,9 @@ class LevelFilter:
                 self._lagged_moment += MOMENT_WEIGHT * (float(lagged.mean()) - self._lagged_moment)
         self._last_difference = difference
         smallest = 0.01 * self.priors.noise**2
-        self._noise = float(np.clip(-self._lagged_moment, smallest, 0.49 * self._difference_moment + smallest))
+        self._noise = float(
+            np.clip(-self._lagged_moment, smallest, 0.49 * self._difference_moment + smallest)
+        )
         self._walk = max(self._difference_moment - 2 * self._noise, smallest)
         # One outlier must not make the rounds after it look uncertain.
         limit = OUTLIER_DEVIATIONS * float(np.sqrt(self._common_moment + self._own_moment))

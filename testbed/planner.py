@@ -316,6 +316,7 @@ class PlannerView:
         self.rounds_left = planner.experiment.rounds - round_index
         self.rate_model = RateModel(allocator.rate_model)
         self.tuning = Tuning(
+            allocator.power_hysteresis,
             allocator.assignment_hysteresis,
             allocator.cut_hysteresis,
             allocator.cut_horizon_rounds,

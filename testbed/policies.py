@@ -56,14 +56,15 @@ class Tuning:
 
     Attributes
     ----------
-    assignment_hysteresis, cut_hysteresis
-        Share of the predicted latency that a new assignment, or a new cut, must save.
+    power_hysteresis, assignment_hysteresis, cut_hysteresis
+        Share of the predicted latency that other power, a new assignment, or a new cut must save.
     cut_horizon_rounds
         Rounds over which the cost of moving a cut is spread.
     iterations
         Limit of the optimiser's outer loop; a count and no time, so that runs repeat.
     """
 
+    power_hysteresis: float
     assignment_hysteresis: float
     cut_hysteresis: float
     cut_horizon_rounds: int
@@ -162,7 +163,7 @@ class ClosedLoop:
     GUARD_DB = 0.7
 
     def __init__(self) -> None:
-        self._owners: dict[int, str] | None = None
+        self._before: Decision | None = None
 
     def decide(self, view: View) -> Decision:
         candidates: list[Candidate] = []
@@ -190,12 +191,17 @@ class ClosedLoop:
             best[cut] = min(options, key=lambda option: option.predicted_s)
         why = "first plan for these clients"
         kept = self._kept(view)
-        if kept is not None and present is not None:
-            stay, fresh = weigh(KEPT, kept), best[present]
+        if kept and present is not None:
+            stay = weigh(KEPT, kept[0])
+            for plan in kept[1:]:
+                powered = weigh(f"{KEPT}, power set anew", plan)
+                if powered.predicted_s < (1 - view.tuning.power_hysteresis) * stay.predicted_s:
+                    stay = powered
+            fresh = best[present]
             saving = 1 - fresh.predicted_s / stay.predicted_s
             if saving <= view.tuning.assignment_hysteresis:
                 best[present] = stay
-                why = f"assignment kept: a new one would save {100 * max(saving, 0.0):.1f} %"
+                why = f"assignment {stay.name}: a new one would save {100 * max(saving, 0.0):.1f} %"
             else:
                 why = f"new assignment ({fresh.name}) saves {100 * saving:.1f} %"
         chosen = best[likely]
@@ -208,29 +214,44 @@ class ClosedLoop:
                 why += f"; cut {likely} would save {100 * max(saving, 0.0):.1f} %, not worth the move"
                 chosen = stay
         plan = _with_runner_up(chosen.plan, solved)
-        self._owners = {k: view.clients[int(owner)] for k, owner in enumerate(plan.assignment) if owner >= 0}
-        return Decision(plan, view.clients, chosen.predicted_s, why, tuple(candidates))
+        self._before = Decision(plan, view.clients, chosen.predicted_s, why, tuple(candidates))
+        return self._before
 
-    def _kept(self, view: View) -> Plan | None:
-        """The assignment of the round before with optimal power now; ``None`` where it does not fit."""
-        if self._owners is None or set(self._owners.values()) != set(view.clients):
-            return None
+    def _kept(self, view: View) -> list[Plan]:
+        """The plan of the round before, and the same with optimal power now; fewer where they do not fit."""
+        before = self._before
+        if before is None or set(before.clients) != set(view.clients):
+            return []
         cut = view.current_cut
-        if cut is None or cut not in view.cuts:
-            return None
+        if cut is None or cut not in view.cuts or cut != before.plan.cut_layer:
+            return []
         problem = view.problem(cut)
-        assignment = np.full(problem.num_subchannels, -1, np.int64)
-        for k, name in self._owners.items():
-            assignment[k] = view.clients.index(name)
-        return _powered(problem, cut, assignment, view.rate_model, KEPT)
+        row = np.array([view.clients.index(name) for name in before.clients])
+        owners = before.plan.assignment
+        assignment = np.where(owners >= 0, row[owners], -1)
+        same = _valued(problem, cut, assignment, before.plan.psd_w_per_hz, view.rate_model, KEPT)
+        return [plan for plan in (same, _powered(problem, cut, assignment, view.rate_model, KEPT)) if plan]
 
 
 def _powered(
     problem: Problem, cut: int, assignment: np.ndarray, rate_model: RateModel, method: str
 ) -> Plan | None:
+    """An assignment with optimal power; ``None`` where no power carries everybody's bits."""
     down_bps = latency.downlink_rates(problem, rate_model)
     terms = latency.cut_terms(problem, cut, latency.broadcast_rate(problem, down_bps))
     psd = optimal_power(problem, assignment, terms.forward_s, terms.uplink_bits, rate_model)[1]
+    return _valued(problem, cut, assignment, psd, rate_model, method)
+
+
+def _valued(
+    problem: Problem,
+    cut: int,
+    assignment: np.ndarray,
+    psd: np.ndarray,
+    rate_model: RateModel,
+    method: str,
+) -> Plan | None:
+    """A plan of these parts; ``None`` where bits do not flow or a limit is broken."""
     reached, phases = latency.evaluate(problem, cut, assignment, psd, rate_model)
     if not np.isfinite(reached) or latency.violations(problem, assignment, psd):
         return None

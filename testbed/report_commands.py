@@ -89,46 +89,93 @@ def show(directory: Directory, json: AsJson = False) -> None:
     loaded = load_run(directory)
     skills = skill_table(loaded)
     if json:
-        rows: list[dict[str, Any]] = skills.to_dict("records")
         _say_json(
             {
                 **summary_of(loaded.run).as_json(),
                 "verdict": verdict(loaded, skills),
                 "versions": versions_of(loaded.run),
-                # NaN is no JSON.
-                "prediction": [
-                    {key: None if value != value else value for key, value in row.items()} for row in rows
-                ],
+                "prediction": _without_nan(skills),
                 "torn_lines": loaded.run.torn_lines,
             }
         )
         return
     typer.echo(verdict(loaded, skills))
-    if len(skills):
-        heads = (
-            "predicted",
-            "rounds",
-            "mean [ms]",
-            "MAPE [%]",
-            "persistence [%]",
-            "skill",
-            "inside 90 % [%]",
+    _say_skills(skills)
+    _say_spread([loaded])
+
+
+@runs_app.command("skill")
+def skill(
+    directories: Annotated[list[Path], typer.Argument(help="run directories")], json: AsJson = False
+) -> None:
+    """Say how well the rounds of several runs together were predicted."""
+    from testbed.frames import load_run
+    from testbed.report.skill import pooled_skill, repeat_spread
+
+    loaded = [load_run(directory) for directory in directories]
+    skills = pooled_skill(loaded)
+    if json:
+        spread = repeat_spread(loaded)
+        _say_json(
+            {
+                "format": "skill/1",
+                "runs": [str(directory) for directory in directories],
+                "prediction": _without_nan(skills),
+                "repeat_spread": None if spread != spread else spread,
+            }
         )
-        _say_table(
-            heads,
-            [
-                (
-                    row["what"],
-                    str(row["num_rounds"]),
-                    _number(row["mean_measured_s"], "{:.2f}", 1e3),
-                    _number(row["mape_percent"], "{:.1f}"),
-                    _number(row["persistence_mape_percent"], "{:.1f}"),
-                    _number(row["skill"], "{:+.2f}"),
-                    _number(row["coverage_percent"], "{:.0f}"),
-                )
-                for row in skills.to_dict("records")
-            ],
-        )
+        return
+    _say_skills(skills)
+    _say_spread(loaded)
+
+
+def _say_skills(skills: Any) -> None:
+    if not len(skills):
+        return
+    heads = (
+        "predicted",
+        "rounds",
+        "mean [ms]",
+        "median error [%]",
+        "MAPE [%]",
+        "bias [%]",
+        "persistence [%]",
+        "skill",
+        "inside 90 % [%]",
+    )
+    _say_table(
+        heads,
+        [
+            (
+                row["what"],
+                str(row["num_rounds"]),
+                _number(row["mean_measured_s"], "{:.2f}", 1e3),
+                _number(row["median_error_percent"], "{:.1f}"),
+                _number(row["mape_percent"], "{:.1f}"),
+                _number(row["bias_percent"], "{:+.1f}"),
+                _number(row["persistence_mape_percent"], "{:.1f}"),
+                _number(row["skill"], "{:+.2f}"),
+                _number(row["coverage_percent"], "{:.0f}"),
+            )
+            for row in skills.to_dict("records")
+        ],
+    )
+
+
+def _say_spread(loaded: Sequence[Any]) -> None:
+    from testbed.report.skill import repeat_spread
+
+    spread = repeat_spread(loaded)
+    if spread == spread:
+        typer.echo(f"equal compute work done again takes +-{100 * spread:.1f} % (one standard deviation)")
+
+
+def _without_nan(frame: Any) -> list[dict[str, Any]]:
+    """Rows for JSON, which knows no NaN."""
+    return [
+        {key: None if value != value else value for key, value in row.items()}
+        for row in frame.to_dict("records")
+    ]
 
 
 @runs_app.command("diff")

@@ -85,8 +85,9 @@ class Allocator(Section):
 
     name: Literal["closed-loop", "solve-once", "balanced", "round-robin", "rss", "bcd"] = "closed-loop"
     rate_model: Literal["mcs", "shannon"] = "mcs"
-    assignment_hysteresis: Share = 0.02  # share of the predicted latency that a new assignment must save
-    cut_hysteresis: Share = 0.03  # the same for another cut, on top of the cost of moving there
+    power_hysteresis: Share = 0.005  # share of the predicted latency that other power must save
+    assignment_hysteresis: Share = 0.02  # the same for a new assignment
+    cut_hysteresis: Share = 0.03  # and for another cut, on top of the cost of moving there
     cut_horizon_rounds: PositiveInt = 10  # over which that cost is spread
     iterations: PositiveInt | None = None  # of the optimiser's outer loop, in place of its own default
 

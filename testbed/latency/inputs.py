@@ -202,7 +202,7 @@ class Links:
             spread("subchannel_deviation_db", 0.0, 100.0),
             spread("margin_db", -1e3, 1e3),
             spread("block_error", 0.0, 1.0),
-            spread("overdispersion", 0.0, 0.999),
+            spread("overdispersion", 0.0, 1.0),
         )
 
 
@@ -302,7 +302,7 @@ class RoundInputs:
             value = getattr(self, name)
             if value is None:
                 value = getattr(self.downlink, name.removeprefix("broadcast_"))
-            put(name, _array(name, value, (num_clients,), 0.0, 1.0 if name.endswith("error") else 0.999))
+            put(name, _array(name, value, (num_clients,), 0.0, 1.0))
         if self.broadcast_union_error is not None:
             _array("broadcast_union_error", self.broadcast_union_error, (), 0.0, 1.0)
         if self.num_sounders is not None:

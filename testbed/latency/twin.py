@@ -40,6 +40,7 @@ from testbed.latency.rounds import Facts, Luck, Outcome, simulate_moves, simulat
 DEFAULT_DRAWS = 200
 # Probabilities this close to a certainty are constants: the inversion loses its footing there.
 NO_CHANCE = 1e-9
+MIN_WEIGHT = 1e-3  # of a beta distribution that is all but two-valued
 LOW_QUANTILE, HIGH_QUANTILE = 0.05, 0.95
 
 
@@ -177,7 +178,7 @@ class CutMovePrediction:
 
 
 # --------------------------------------------------------------------------------------- chance
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=32)
 def _normal(seed: int, purpose: _Purpose, *shape: int) -> FloatArray:
     """Standard normal numbers, kept because candidates are compared with the same ones.  Read only."""
     values = np.random.default_rng((seed, purpose)).standard_normal(shape)
@@ -185,7 +186,7 @@ def _normal(seed: int, purpose: _Purpose, *shape: int) -> FloatArray:
     return values
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=32)
 def _beta(
     seed: int, purpose: _Purpose, num_draws: int, mean: tuple[float, ...], overdispersion: tuple[float, ...]
 ) -> FloatArray:
@@ -199,7 +200,7 @@ def _beta(
         if excess < NO_CHANCE or not NO_CHANCE < probability < 1 - NO_CHANCE:
             drawn[:, c] = probability
             continue
-        weight = (1 - excess) / excess
+        weight = max((1 - excess) / excess, MIN_WEIGHT)
         drawn[:, c] = special.betaincinv(probability * weight, (1 - probability) * weight, uniform[:, c])
     drawn = np.minimum(drawn, MAX_BLOCK_ERROR)
     drawn.flags.writeable = False

@@ -6,6 +6,7 @@ worth having only where it beats it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from testbed.frames import LoadedRun
 
 ROUND_ROW = "round latency"
+AIRTIME_ROW = "airtime, all streams"
 INTERVAL_PERCENT = 90  # between the quantiles of 5 % and 95 % that a prediction gives
 CLOCK_S = 1e-9  # instants are whole nanoseconds, so a bound is met when it is missed by less
 
@@ -79,13 +81,56 @@ def skill_of(compared: pd.DataFrame) -> dict[str, Any]:
 
 def skill_table(loaded: LoadedRun) -> pd.DataFrame:
     """One row for the round, each phase and each stream's airtime that was predicted and measured."""
-    groups = [(ROUND_ROW, loaded.rounds.rename(columns={"latency_s": "measured_s"}))]
-    groups += [(str(name), rows) for name, rows in loaded.phases.groupby("phase", sort=False)]
-    groups += [(f"airtime, {name}", rows) for name, rows in loaded.airtime.groupby("stream", sort=False)]
-    rows = [{"what": name, **skill_of(group)} for name, group in groups]
+    return pooled_skill([loaded])
+
+
+def pooled_skill(runs: Sequence[LoadedRun]) -> pd.DataFrame:
+    """The same over the rounds of several runs together."""
+    rounds = _together([loaded.rounds.rename(columns={"latency_s": "measured_s"}) for loaded in runs])
+    phases = _together([loaded.phases for loaded in runs])
+    airtime = _together([loaded.airtime for loaded in runs])
+    groups = [(ROUND_ROW, rounds)]
+    groups += [(str(name), rows) for name, rows in phases.groupby("phase", sort=False)]
+    groups += [(AIRTIME_ROW, _together([_whole_airtime(loaded.airtime) for loaded in runs]))]
+    groups += [(f"airtime, {name}", rows) for name, rows in airtime.groupby("stream", sort=False)]
+    rows = [{"what": name, **skill_of(group)} for name, group in groups if len(group)]
     frame = pd.DataFrame([row for row in rows if row["num_rounds"]], columns=list(SKILL_UNITS))
     frame.attrs["units"] = dict(SKILL_UNITS)
     return frame
+
+
+def _together(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    filled = [frame for frame in frames if len(frame)]
+    return pd.concat(filled, ignore_index=True) if filled else frames[0]
+
+
+def _whole_airtime(airtime: pd.DataFrame) -> pd.DataFrame:
+    """Seconds radiated in each round by all transmitters together.
+
+    Bounds of streams do not add up to bounds of their sum, so there are none.
+    """
+    columns = ["measured_s", "predicted_s", "persistence_s"]
+    total = airtime.groupby("round")[columns].sum(min_count=1).reset_index()
+    return total.assign(low_s=np.nan, high_s=np.nan)
+
+
+def repeat_spread(runs: Sequence[LoadedRun]) -> float:
+    """Relative standard deviation of equal compute work done again, the machine's own unrest.
+
+    From one round to the next, spans of the same node, phase and work differ by a factor whose
+    logarithm has sqrt(2) times the spread of one of them; the median absolute deviation keeps
+    throttles and other steps out of it.  NaN without measured compute.
+    """
+    steps = []
+    for loaded in runs:
+        spans = loaded.spans
+        work = spans["attributes"].map(lambda values: values.get("flops"))
+        kind = spans["attributes"].map(lambda values: values.get("compute"))
+        measured = spans[(kind == "measured") & (spans["duration_s"] > 0)].assign(flops=work)
+        for _, rows in measured.groupby(["node", "phase", "flops"]):
+            steps.append(np.diff(np.log(rows.sort_values("round")["duration_s"].to_numpy(float))))
+    found = np.concatenate(steps) if steps else np.array([])
+    return float(1.4826 * np.median(np.abs(found)) / np.sqrt(2)) if found.size else float("nan")
 
 
 def _relative_errors(measured: NDArray[np.float64], said: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from testbed.frames import LoadedRun
-from testbed.report.skill import ROUND_ROW
+from testbed.report.skill import ROUND_ROW, repeat_spread
 from testbed.runs import section
 
 # Radio driver: what it is, and whether anything was really radiated.
@@ -63,7 +63,7 @@ def _verdict(loaded: LoadedRun, skills: pd.DataFrame) -> Iterator[str]:
         yield f"Mean round latency {_duration(mean_s)}{beside}."
     else:
         yield "No round was finished."
-    yield prediction_words(skills)
+    yield prediction_words(skills) + spread_words(loaded)
     yield _end(stop, loaded)
     yield _scenario(start, loaded)
 
@@ -92,6 +92,16 @@ def prediction_words(skills: pd.DataFrame) -> str:
             better = "better" if row["skill"] > 0 else "worse"
             words += f" (skill {row['skill']:+.2f}: {better} than that guess)"
     return f"{words}."
+
+
+def spread_words(loaded: LoadedRun) -> str:
+    """What no prediction can do better than: how much equal work varies on this machine."""
+    spread = repeat_spread([loaded])
+    if not np.isfinite(spread):
+        return ""
+    return (
+        f" Equal compute work done again took ±{100 * spread:.0f} % on this machine (one standard deviation)."
+    )
 
 
 def label(start: Mapping[str, Any]) -> str | None:

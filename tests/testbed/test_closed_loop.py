@@ -83,7 +83,7 @@ def test_a_subchannel_that_was_never_granted_is_taken_within_three_rounds_of_bec
     and is worth having, which the plan shows that the loop settles on."""
     checked = 0
     narrow = {"num_subchannels": 12, "subcarriers_per_subchannel": 18, "symbols_per_slot": 64}
-    for seed in (1, 3, 7, 11, 13, 17, 19):
+    for seed in (13, 29, 30, 31):
         redraw = f"redraws: [{{board: board-3, at: {STEP / ROUNDS}}}]"
         config = configured(
             "model.cut_layer=1",
@@ -103,7 +103,7 @@ def test_a_subchannel_that_was_never_granted_is_taken_within_three_rounds_of_bec
         checked += 1
         # The soundings of three rounds have told by then.
         assert any(held[STEP : STEP + 4]), f"seed {seed}: subchannel {best} is never board-3's"
-    assert checked >= 2
+    assert checked >= 3
 
 
 def test_the_plan_knows_estimates_only(tmp_path: Path) -> None:
