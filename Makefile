@@ -1,5 +1,6 @@
 # make demo   install, train five emulated boards over the emulated air, say where the output is
 # make test   install, then lint, types, import contracts and tests
+# make validate   statistics of the closed loop: an hour on two cores, results in tests/validation
 #
 # Everything goes into $(VENV); a second call finds it and installs nothing.  Variables:
 #   PYTHON=/path/to/python3.12    the interpreter to make the environment with, 3.11 or newer
@@ -7,7 +8,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types contracts pytest warmup bench clean
+.PHONY: help install demo validate test lint types contracts pytest warmup bench clean
 
 VENV ?= .venv
 PYTHON ?=
@@ -44,6 +45,10 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 install: $(STAMP)
+
+# Statistics that take longer than a test may; an interrupted call goes on where it was.
+validate: $(STAMP)
+	$(BIN)/python tests/validation/closed_loop.py
 
 demo: $(STAMP)
 	$(BIN)/testbed run --preset laptop

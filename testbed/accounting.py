@@ -12,11 +12,17 @@ from testbed.launch import ProcessUsage
 USEFUL_KINDS = ("modem", "air", "torch")  # signal processing and training
 
 
-def cpu_table(usages: list[ProcessUsage], transport: str) -> dict[str, dict[str, float]]:
-    """CPU seconds by process and kind of work; the controller's among them when it is a process."""
+def cpu_table(usages: list[ProcessUsage], transport: str, planning_s: float) -> dict[str, dict[str, float]]:
+    """CPU seconds by process and kind of work; the controller's among them when it is a process.
+
+    Parameters
+    ----------
+    planning_s
+        What allocator and prediction took of the controller's.
+    """
     table = {usage.name: {"total": usage.cpu_s, **usage.kinds_s} for usage in usages}
     if transport == "processes":
-        table["controller"] = {"total": time.process_time()}
+        table["controller"] = {"total": time.process_time(), "planning": planning_s}
     return {
         name: {kind: round(seconds, 3) for kind, seconds in kinds.items()}
         for name, kinds in sorted(table.items())

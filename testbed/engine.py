@@ -263,7 +263,7 @@ class Engine:
 
     def _account(self, result: RunResult, usages: list[ProcessUsage]) -> None:
         """Where the process tree's CPU time went."""
-        result.cpu_s = cpu_table(usages, self._lab.transport)
+        result.cpu_s = cpu_table(usages, self._lab.transport, self._rounds.planning_cpu_s)
         if self._lab.transport == "processes":
             result.cpu_share_outside_signal_and_training = share_outside(result.cpu_s)
 

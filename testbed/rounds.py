@@ -47,6 +47,7 @@ class Rounds:
         self._state = state
         self._membership = membership
         self._owners: dict[int, str] = {}
+        self.planning_cpu_s = 0.0
         self._last: Persistence | None = None
 
     # ------------------------------------------------------------------------------- planning
@@ -65,14 +66,7 @@ class Rounds:
         state = self._state
         while True:
             try:
-                return await asyncio.to_thread(
-                    state.planner.decide,
-                    round_index,
-                    clients,
-                    cut,
-                    state.catch_up(),
-                    len(state.present_clients()),
-                )
+                return await asyncio.to_thread(self._decide, round_index, clients, cut, state.catch_up())
             except AllocationError as exc:
                 index = re.search(r"\[(\d+)\]", exc.field)
                 culprit = clients[int(index[1])] if index and int(index[1]) < len(clients) else None
@@ -86,6 +80,17 @@ class Rounds:
                 state.notes.add(state.now_ns, culprit, "left-out", round_index, {"words": words})
                 state.status(words)
                 clients = tuple(name for name in clients if name != culprit)
+
+    def _decide(
+        self, round_index: int, clients: tuple[str, ...], cut: int | None, plan_ns: int
+    ) -> tuple[Decision, RoundForecast]:
+        """Body of the planning thread, whose CPU time is booked."""
+        started = time.thread_time()
+        num_sounders = len(self._state.present_clients())
+        try:
+            return self._state.planner.decide(round_index, clients, cut, plan_ns, num_sounders)
+        finally:
+            self.planning_cpu_s += time.thread_time() - started
 
     def _moved(self, decision: Decision) -> int:
         """Subchannels that change hands against the round before."""

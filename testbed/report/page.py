@@ -25,6 +25,7 @@ from testbed.report import charts, tables, words
 from testbed.report.round_chart import round_chart
 from testbed.report.skill import ROUND_ROW, skill_table
 from testbed.report.style import finite
+from testbed.runs import section
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ def page(loaded: LoadedRun) -> str:
         "skill": tables.skill_rows(skills),
         "round_skill": words.prediction_words(skills),
         "links": tables.link_rows(loaded),
+        "target_bler": _target_bler(loaded),
         "radio_events": tables.radio_event_rows(loaded),
         "decisions": tables.decision_rows(loaded),
         "decision_words": tables.decision_words(loaded),
@@ -105,6 +107,12 @@ def page(loaded: LoadedRun) -> str:
         "style": markupsafe.Markup(_resource("report.css")),
     }
     return _environment().get_template("report.html.j2").render(context)
+
+
+def _target_bler(loaded: LoadedRun) -> str | None:
+    """Block error rate that the run asked its links for, in words."""
+    target = section(loaded.config, "experiment", "link").get("target_bler")
+    return f"{100 * target:g} %" if isinstance(target, float | int) else None
 
 
 def _key_figures(loaded: LoadedRun, skills: pd.DataFrame) -> list[KeyFigure]:
