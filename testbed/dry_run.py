@@ -142,6 +142,13 @@ def learn_from(planner: Planner, directory: Path) -> None:
     for event in run.events:
         if event["kind"] in ("link", "span"):
             by_round.setdefault(event["round"], []).append(event)
+    # Of the soundings that set the gains, only the last of each link was made with the right one.
+    last = {
+        (event["transmitter"], event["receiver"]): event
+        for event in by_round.get(-1, [])
+        if event["kind"] == "link"
+    }
+    by_round[-1] = list(last.values())
     for index in sorted(by_round):
         estimates.begin_round()
         for event in by_round[index]:
@@ -150,6 +157,7 @@ def learn_from(planner: Planner, directory: Path) -> None:
             elif index in cuts and "flops" in event["attributes"]:
                 span = msgspec.convert(event, SpanRecord, strict=False)
                 estimates.take_spans(event["node"], [span], cuts[index])
+    estimates.begin_round()
     silent = [name for name in planner.clients if name not in estimates.heard]
     if silent:
         raise StorageError(f"{directory} never heard {', '.join(silent)}; plan from a run of the same lab")

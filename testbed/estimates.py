@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nodes.messages import LinkMeasurement, RehearsedSpan, RoundGrant, RoundReport, SpanRecord
-from testbed.estimation import LinkFilter, Rejection, SpeedFilter
+from testbed.estimation import SPEED_PRIORS, LinkFilter, Rejection, SpeedFilter
 
 FloatArray = NDArray[np.float64]
 
@@ -124,10 +124,15 @@ class Estimates:
                 state.gains = LinkFilter(gains.transmitter, gains.receiver, gains.filter.size)
 
     def begin_round(self) -> None:
-        """A round begins: everything known grows older by one."""
-        self._fresh.clear()
+        """A round is about to be planned: everything known grows older by one."""
         for state in (*self.uplink.values(), *self.downlink.values()):
             state.gains.filter.pass_round()
+        for speed in self._speeds.values():
+            speed.filter.pass_round()
+
+    def expect_reports(self) -> None:
+        """The round's reports come next; soundings before it do not count as them."""
+        self._fresh.clear()
 
     def _state(self, link: LinkMeasurement) -> LinkState | None:
         if link.receiver == self.server:
@@ -190,7 +195,12 @@ class Estimates:
         # A spike hits one span; a board that has become slower is slower in all of them.
         surprises = [speed.surprise(cut_layer, flops, _seconds(span)) for speed, span, flops in found]
         told = [value for value in surprises if value is not None]
-        confirmed = len(told) > 1 and max(told) - min(told) < AGREEMENT
+        confirmed = (
+            len(told) > 1
+            and max(told) - min(told) < AGREEMENT
+            and min(map(abs, told)) > SPEED_PRIORS.min_gate / 2
+            and max(told) * min(told) > 0
+        )
         for speed, span, flops in found:
             known = speed.known
             if not speed.take(cut_layer, flops, _seconds(span), confirmed=confirmed) and known:

@@ -112,7 +112,7 @@ class LevelFilter:
             self._last = np.full(self.size, np.nan)
             self._last_difference = np.full(self.size, np.nan)
         self._taken = False
-        if abs(self._slope) > self.priors.min_slope:
+        if abs(self._slope) > self.priors.min_slope and self.age_rounds <= 1:  # a trend is not guessed on
             self.level = self.level + self._slope
         self._slope *= SLOPE_DAMPING
 

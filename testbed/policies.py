@@ -7,6 +7,7 @@ so is the modem's adaptation of the MCS from frame to frame.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ class View(Protocol):
         """Expected time to move the cut from the present one to the plan's [s]."""
 
     def at_first_sight(self) -> View:
-        """The same, from what was known of each link and board when it was first heard."""
+        """The same, with each link's gain as it was first heard; all else as it is known now."""
 
 
 class Policy(Protocol):
@@ -181,20 +182,20 @@ class ClosedLoop:
         likely = min(screened, key=lambda cut: screened[cut].predicted_s)
         best: dict[int, Candidate] = {}
         solved: dict[int, Plan] = {cut: candidate.plan for cut, candidate in screened.items()}
-        for cut in {likely, present or likely}:
+        for cut in dict.fromkeys((likely, present or likely)):
             solved[cut] = _solve(view, cut, "fast")
-            options = [
-                screened[cut],
-                weigh("fast", solved[cut]),
-                weigh(f"fast, {self.GUARD_DB:g} dB held back", _solve(view, cut, "fast", self.GUARD_DB)),
-            ]
+            options = [screened[cut], weigh("fast", solved[cut])]
+            # Who works only without a guard is no reason to leave anybody out.
+            with contextlib.suppress(InfeasibleError):
+                guarded = _solve(view, cut, "fast", self.GUARD_DB)
+                options.append(weigh(f"fast, {self.GUARD_DB:g} dB held back", guarded))
             best[cut] = min(options, key=lambda option: option.predicted_s)
-        why = "first plan for these clients"
+        why = "first plan for these clients at this cut"
         kept = self._kept(view)
         if kept and present is not None:
-            stay = weigh(KEPT, kept[0])
+            stay = weigh(kept[0].method, kept[0])
             for plan in kept[1:]:
-                powered = weigh(f"{KEPT}, power set anew", plan)
+                powered = weigh(plan.method, plan)
                 if powered.predicted_s < (1 - view.tuning.power_hysteresis) * stay.predicted_s:
                     stay = powered
             fresh = best[present]
@@ -230,7 +231,8 @@ class ClosedLoop:
         owners = before.plan.assignment
         assignment = np.where(owners >= 0, row[owners], -1)
         same = _valued(problem, cut, assignment, before.plan.psd_w_per_hz, view.rate_model, KEPT)
-        return [plan for plan in (same, _powered(problem, cut, assignment, view.rate_model, KEPT)) if plan]
+        powered = _powered(problem, cut, assignment, view.rate_model, "kept, power set anew")
+        return [plan for plan in (same, powered) if plan]
 
 
 def _powered(
@@ -262,22 +264,23 @@ def _valued(
 class SolveOnce:
     """The closed loop's optimiser on first sight, then frozen.
 
-    When boards come or leave, it is solved anew from what was known of each board when it was first
-    heard: a plan for other boards would be no plan.
+    When boards come or leave, or a schedule moves the cut, it is solved anew, with the gains of each
+    link as they were first heard: a plan for other boards would be no plan.
     """
 
     def __init__(self) -> None:
         self._frozen: Decision | None = None
 
     def decide(self, view: View) -> Decision:
-        if self._frozen is None or self._frozen.clients != view.clients:
+        frozen = self._frozen
+        if frozen is None or frozen.clients != view.clients or frozen.plan.cut_layer not in view.cuts:
             first = view.at_first_sight()
             decision = ClosedLoop().decide(first)
             self._frozen = dataclasses.replace(decision, why="solved once for these clients")
             return self._frozen
         return dataclasses.replace(
-            self._frozen,
-            predicted_s=view.expect(self._frozen.plan),
+            frozen,
+            predicted_s=view.expect(frozen.plan),
             why="frozen since it was first solved for these clients",
             candidates=(),
         )
@@ -311,7 +314,7 @@ class EachRound:
 
 
 class FixedCut:
-    """One of the allocator's methods each round, with the cut that was best, or drawn, at first."""
+    """One of the allocator's methods each round, with the cut that was best at first."""
 
     def __init__(self, method: str) -> None:
         self._method = method
@@ -334,7 +337,7 @@ class FixedCut:
                 chosen = candidate
         if chosen is None:
             raise failure or AllocationError("cuts", "there is none to choose from")
-        why = "solved anew at the cut of the first round"
+        why = "solved anew at the cut that was best at first"
         if self._cut is None:
             why = "the best cut of the first round stays"
             self._cut = chosen.plan.cut_layer

@@ -113,6 +113,7 @@ class Rounds:
         """
         state = self._state
         began_ns = state.catch_up()
+        state.planner.estimates.begin_round()
         await self._begin(round_index)
         await self._membership.change(round_index)
         join_ns = state.now_ns - began_ns
@@ -156,7 +157,7 @@ class Rounds:
             round_index=round_index,
             at_ns=start_ns,
         )
-        state.planner.estimates.begin_round()
+        state.planner.estimates.expect_reports()
         outcome = self._take(round_index, reports, grant)
         missing = state.planner.estimates.missing_links((*clients, *idle))
         state.notes.rejected(outcome.end_ns, round_index, missing)

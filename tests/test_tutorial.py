@@ -208,6 +208,18 @@ def test_every_run_of_it_finished(followed):
     assert set(reasons.values()) == {"finished"}, reasons
 
 
+def test_the_readme_tells_every_kind_of_event_of_these_runs(followed):
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    table = readme.partition("| events of kind | tell |")[2].partition("\n\n")[0]
+    told = {
+        kind for cell in re.findall(r"^\| (.*?) \|", table, re.MULTILINE) for kind in cell.split("`")[1::2]
+    }
+    places = [path.parent for path in followed.folder.glob("*/*/run.json")]
+    found = {event["kind"] for place in places for event in read_run(place).events}
+    assert {"plan", "prediction", "round", "left"} <= found
+    assert found <= told
+
+
 def test_the_tiles_are_those_of_the_table_and_add_up(followed):
     text = TUTORIAL.read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([a-z-]+)` \|", text.partition("| tile |")[2].partition("\n\n")[0], re.MULTILINE)
@@ -254,13 +266,18 @@ def test_the_walk_is_deepest_where_the_text_says(followed):
 
 
 def test_the_loop_is_faster_than_dealing_out_in_turn(followed):
-    rounds = {name: followed.load(f"runs/{name}").rounds["total_s"] for name in ("first", "round-robin")}
-    assert len(rounds["first"]) == len(rounds["round-robin"])
-    assert rounds["first"].mean() < rounds["round-robin"].mean()
+    mean_s = {
+        policy: [followed.load(f"versus/{policy}-{seed}").rounds["total_s"].mean() for seed in (1, 2)]
+        for policy in ("closed-loop", "round-robin")
+    }
+    assert max(mean_s["closed-loop"]) < min(mean_s["round-robin"])
 
 
-def test_the_formula_leaves_out_what_the_text_says(followed):
-    paper = followed.load("runs/paper").phases
-    left_out = paper[paper["phase"].isin(["control", "sounding"])]
+def test_the_formula_predicts_the_same_rounds_and_leaves_out_what_the_text_says(followed):
+    twin, paper = followed.load("versus/closed-loop-1"), followed.load("runs/paper")
+    assert list(paper.rounds["total_s"]) == list(twin.rounds["total_s"])
+    assert list(paper.plans["client"]) == list(twin.plans["client"])
+    left_out = paper.phases[paper.phases["phase"].isin(["control", "sounding"])]
     assert (left_out["predicted_s"] == 0).all()
     assert (left_out["measured_s"] > 0).all()
+    assert (paper.rounds["predicted_s"] == paper.rounds["formula_latency_s"]).all()

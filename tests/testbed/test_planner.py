@@ -142,6 +142,7 @@ def test_a_lost_report_is_named_and_what_was_known_stays() -> None:
     planner = made()
     before = planner.estimates.snr_per_psd_db(planner.clients, downlink=False)
     planner.estimates.begin_round()
+    planner.estimates.expect_reports()
     for name in planner.clients[1:]:
         sound(planner, name, "server", np.full(20, 1e-10))
         sound(planner, "server", name, np.full(20, 1e-10))
@@ -298,6 +299,36 @@ def test_a_board_that_slows_down_gets_more_of_the_band_within_three_rounds() -> 
     before = [play(index, 0.02) for index in range(5)]
     after = [play(index, 0.06) for index in range(5, 8)]
     assert after[-1] > before[-1]
+
+
+def test_one_span_that_takes_long_is_not_confirmed_by_another_that_does_not(planner: Planner) -> None:
+    def play(forward_s: float, backward_s: float) -> int:
+        planner.estimates.begin_round()
+        lengths = {"client-forward": forward_s, "client-backward": backward_s}
+        spans = [
+            SpanRecord(phase, "processor", 0, int(seconds * 1e9), {"flops": 1e6})
+            for phase, seconds in lengths.items()
+        ]
+        return len(planner.estimates.take_spans("board-1", spans, 1))
+
+    for _ in range(10):
+        assert play(0.05, 0.05) == 0
+    assert play(0.085, 0.05) == 1
+    assert planner.estimates.flops_per_s("board-1", "client-forward", 1) == pytest.approx(2e7, rel=0.02)
+    assert play(0.05, 0.05) == 0
+    assert play(0.1, 0.1) == 0
+    assert planner.estimates.flops_per_s("board-1", "client-forward", 1) == pytest.approx(1e7, rel=0.02)
+
+
+def test_a_board_that_slows_down_slowly_is_followed_after_any_number_of_rounds(planner: Planner) -> None:
+    for index in range(80):
+        planner.estimates.begin_round()
+        seconds = 0.05 if index < 60 else 0.065
+        span = SpanRecord("client-forward", "processor", 0, int(seconds * 1e9), {"flops": 1e6})
+        planner.estimates.take_spans("board-1", [span], 1)
+    assert planner.estimates.flops_per_s("board-1", "client-forward", 1) == pytest.approx(
+        1e6 / 0.065, rel=0.03
+    )
 
 
 def test_speed_follows_the_compute_spans(planner: Planner) -> None:
