@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from testbed.config.loader import ResolvedConfig
-from testbed.errors import NodeError
+from testbed.config.loader import ResolvedConfig, config_hash
+from testbed.errors import NodeError, StorageError
 from testbed.record import Run, read_run
 
 COMPARISON_FORMAT = "comparison/1"
@@ -64,12 +64,24 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs of several policies and how the first compares with each other one."""
+    """Runs of several policies and how the first compares with each other one.
+
+    Attributes
+    ----------
+    channel_by_round
+        Whether the channel is the same in the same round whatever the policy; where it moves with
+        time, a faster policy meets another channel.
+    unlike_rounds
+        Rounds in which two policies with the same seed trained other clients: who leaves a board out
+        is faster for that.
+    """
 
     scenario: str | None
     compute: str
     radio: str
     clock: str
+    channel_by_round: bool
+    unlike_rounds: int
     runs: tuple[RunNumbers, ...]
     differences: tuple[Difference, ...]
 
@@ -92,7 +104,10 @@ def numbers_of(run: Run) -> RunNumbers:
     """
     if run.stop is None or run.stop.get("reason") != "finished":
         words = run.stop["words"] if run.stop else "it was killed"
-        raise NodeError(f"the run in {run.directory} did not finish, so it cannot be compared: {words}")
+        raise NodeError(
+            f"the run in {run.directory} did not finish, so it cannot be compared: {words}; remove that "
+            "folder and call again, and only it is run anew"
+        )
     rounds = run.of_kind("round")
     moved = [event.get("subchannels_moved", 0) / len(event["assignment"]) for event in run.of_kind("plan")]
     return RunNumbers(
@@ -130,6 +145,14 @@ def difference(runs: Sequence[RunNumbers], reference: str, other: str) -> Differ
     return Difference(reference, other, mean, mean - half, mean + half, len(seeds))
 
 
+def _by_round(config: ResolvedConfig) -> bool:
+    """Whether no channel of a lab moves with time."""
+    scenario = config.lab.scenario
+    if scenario is not None and scenario.fading is not None:
+        return scenario.fading.kind == "per_round" or scenario.fading.doppler_hz == 0
+    return all(board.channel is None or board.channel.fading.doppler_hz == 0 for board in config.lab.boards)
+
+
 def compare(
     make_config: Callable[[str, int], ResolvedConfig],
     policies: Sequence[str],
@@ -140,7 +163,7 @@ def compare(
 ) -> Comparison:
     """Run every policy with every seed, one after the other, and compare the first with the others.
 
-    A run that lies in the directory already is not repeated, so an interrupted comparison goes on.
+    A finished run that lies in the directory already is not repeated.
 
     Parameters
     ----------
@@ -153,16 +176,23 @@ def compare(
     ------
     NodeError
         A run did not finish.
+    StorageError
+        What lies in the directory is of another configuration.
     """
     numbers = []
     config: ResolvedConfig | None = None
+    members: dict[int, list[list[list[str]]]] = {}
     for seed in seeds:  # seeds outside: what is there after an interruption is balanced
         for policy in policies:
             config = make_config(policy, seed)
             place = directory / f"{policy}-{seed}"
-            if not (place / "stop.json").exists():
+            if not (place / "run.json").exists():
                 run(config, place)
-            found = numbers_of(read_run(place))
+            read = read_run(place)
+            if read.start.get("config_hash") != config_hash(config):
+                raise StorageError(f"{place} holds a run of another configuration; choose another --out")
+            members.setdefault(seed, []).append([event["clients"] for event in read.of_kind("round")])
+            found = numbers_of(read)
             numbers.append(found)
             progress(found)
     assert config is not None, "the caller asks for at least one policy and seed"
@@ -172,6 +202,12 @@ def compare(
         compute=config.experiment.compute.value,
         radio=config.lab.radio.driver,
         clock=config.lab.clock.kind,
+        channel_by_round=_by_round(config),
+        unlike_rounds=sum(
+            any(other != clients[0] for other in clients[1:])
+            for runs in members.values()
+            for clients in zip(*runs, strict=False)
+        ),
         runs=tuple(numbers),
         differences=tuple(difference(numbers, policies[0], other) for other in policies[1:]),
     )

@@ -55,4 +55,11 @@ def render(comparison: Comparison) -> str:
             f"(95 % interval {100 * found.low_share:+.2f} .. {100 * found.high_share:+.2f} %, "
             f"{found.num_seeds} pairs): {verdict}"
         )
+    if comparison.unlike_rounds:
+        console.print(
+            f"in {comparison.unlike_rounds} rounds not all policies trained the same clients: who leaves one "
+            "out is faster for that"
+        )
+    if not comparison.channel_by_round:
+        console.print("the channel moves with time, so policies of other speed meet another channel")
     return buffer.getvalue()

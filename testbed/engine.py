@@ -168,8 +168,7 @@ class Engine:
         )
         await self._membership.rehearse(names)
         await self._membership.set_gains(state.scenario.present(0))
-        decision, _ = await self._rounds.decide(0, state.heard(), None)
-        await self._configure(decision.plan.cut_layer)
+        await self._configure(await self._rounds.decide_first())
 
     def _check_cuts(self, num_stages: int) -> None:
         model = self._config.experiment.model
@@ -212,7 +211,9 @@ class Engine:
         state = self._state
         trained = state.trained()
         if trained and state.rounds_done:
-            outcome = await evaluate(state, "test", trained)
+            trained, outcome = await evaluate(state, "test", trained)
+            if outcome is None:
+                return
             state.notes.evaluation(state.now_ns, state.rounds_done - 1, outcome, trained)
             result.test_accuracy = float(np.mean(outcome.accuracy))
             result.test_accuracy_worst_client = float(np.min(outcome.accuracy))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from nodes.errors import NodeError as NodesRoomError
+from nodes.errors import PeerLostError
 from nodes.messages import (
     Configure,
     Rehearse,
@@ -57,12 +59,14 @@ class Membership:
         if round_index == 0:
             return
         before, now = state.scenario.present(round_index - 1), state.scenario.present(round_index)
+        come = tuple(name for name in now if name not in before)
+        for name in come:
+            await self._take_in(round_index, name)
+        # Who comes is given the submodel of somebody who is there, which may be one that leaves.
+        await self.bring_in_step(tuple(name for name in come if name in state.control.present))
         for name in before:
             if name not in now and name in state.control.present:
                 await self._let_go(round_index, name)
-        for name in now:
-            if name not in before:
-                await self._take_in(round_index, name)
 
     async def _let_go(self, round_index: int, name: str) -> None:
         state = self._state
@@ -84,10 +88,17 @@ class Membership:
         state.status(f"{name} joins before round {round_index}")
         if self.is_local(name):
             await state.lab.start_nodes((name,))
-        hellos, ready = await state.control.welcome((name,), self.setup_of, control.start_timeout_s)
-        state.notes.joined(state.now_ns, name, hellos[name], ready[name], round_index)
-        state.planner.num_samples[name] = ready[name].num_samples
-        await self.rehearse((name,), round_index)
+        try:
+            hellos, ready = await state.control.welcome((name,), self.setup_of, control.start_timeout_s)
+            state.notes.joined(state.now_ns, name, hellos[name], ready[name], round_index)
+            state.planner.num_samples[name] = ready[name].num_samples
+            await self.rehearse((name,), round_index)
+        except (NodeError, NodesRoomError) as exc:
+            # The others go on: a board that cannot come is as good as one that never was to come.
+            self.leave_out(name, round_index, f"it did not join: {exc}")
+            if name in state.control.present:
+                await state.control.dismiss(name, "it could not do its part when it joined")
+            return
         await self.set_gains((name,), round_index)
 
     async def rehearse(self, names: tuple[str, ...], round_index: int = -1) -> None:
@@ -136,6 +147,8 @@ class Membership:
             settled = True
             state.planner.estimates.restart(new)  # with a better gain, this sounding says more
             for name, report in reports.items():
+                if isinstance(report, PeerLostError) and name != state.server and round_index >= 0:
+                    continue  # it was noted as lost; the others were heard
                 if isinstance(report, Exception):
                     raise NodeError(f"sounding failed: {report}") from report
                 state.notes.sounding(name, report, attempt, round_index)
@@ -153,13 +166,23 @@ class Membership:
         """Name the clients that no plan can have, because the server cannot hear them."""
         state = self._state
         for name in state.present_clients():
-            if name in state.planner.estimates.heard:
-                self._left_out.discard(name)
-            elif name not in self._left_out:
-                self._left_out.add(name)
-                words = f"{name} is left out: the server did not hear its sounding"
-                state.notes.add(state.now_ns, name, "left-out", round_index, {"words": words})
-                state.status(words)
+            if name not in state.planner.estimates.heard:
+                self.leave_out(name, round_index, "the server did not hear its sounding")
+
+    def leave_out(self, name: str, round_index: int, reason: str) -> None:
+        """Say that a board takes no part, once until it does again."""
+        state = self._state
+        if name in self._left_out:
+            return
+        self._left_out.add(name)
+        words = f"{name} is left out: {reason}"
+        state.notes.add(state.now_ns, name, "left-out", round_index, {"words": words})
+        state.status(words)
+
+    def take_part(self, clients: tuple[str, ...]) -> None:
+        """These take part in a round: the next time that one is left out is worth a word again."""
+        self._left_out -= set(clients)
+        self._state.trained_once |= set(clients)
 
     # ------------------------------------------------------------------------------ submodels
     async def bring_in_step(self, clients: tuple[str, ...]) -> None:
@@ -168,7 +191,7 @@ class Membership:
         for name in clients:
             if name in state.in_step:
                 continue
-            donor = next((other for other in clients if other in state.in_step), state.server)
+            donor = next((other for other in state.present_clients() if other in state.in_step), state.server)
             purpose = f"{'start' if donor == state.server else 'rejoin'}/{state.rounds_done}/{name}"
             await state.control.ask(name, Configure(state.cut), WeightsDone)
             started = time.perf_counter()

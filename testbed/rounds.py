@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import re
 import time
 from dataclasses import dataclass
@@ -47,10 +48,16 @@ class Rounds:
         self._state = state
         self._membership = membership
         self._owners: dict[int, str] = {}
+        self._first: Decision | None = None
         self.planning_cpu_s = 0.0
         self._last: Persistence | None = None
 
     # ------------------------------------------------------------------------------- planning
+    async def decide_first(self) -> int:
+        """Decide the first round before anybody is given a submodel; its cut layer."""
+        self._first, _ = await self.decide(0, self._state.heard(), None)
+        return self._first.plan.cut_layer
+
     async def decide(
         self, round_index: int, clients: tuple[str, ...], cut: int | None
     ) -> tuple[Decision, RoundForecast]:
@@ -68,18 +75,21 @@ class Rounds:
             try:
                 return await asyncio.to_thread(self._decide, round_index, clients, cut, state.catch_up())
             except AllocationError as exc:
-                index = re.search(r"\[(\d+)\]", exc.field)
-                culprit = clients[int(index[1])] if index and int(index[1]) < len(clients) else None
-                if culprit is None or len(clients) == 1:
+                index = re.match(r"(?:up|down)link_snr_per_psd\[(\d+)\]", exc.field)
+                culprit = clients[int(index[1])] if index else self._weakest(clients)
+                if len(clients) == 1:
                     raise LinkBudgetError(
                         f"nothing can be sent in round {round_index}: there is no plan for "
-                        f"{culprit or ', '.join(clients)} ({exc}); is a path loss beyond the link budget, or "
+                        f"{culprit} ({exc}); is a path loss beyond the link budget, or "
                         "a port muted (lab.radio.muted)?"
                     ) from exc
-                words = f"{culprit} is left out of round {round_index}: {exc}"
-                state.notes.add(state.now_ns, culprit, "left-out", round_index, {"words": words})
-                state.status(words)
+                self._membership.leave_out(culprit, round_index, str(exc))
                 clients = tuple(name for name in clients if name != culprit)
+
+    def _weakest(self, clients: tuple[str, ...]) -> str:
+        """The client that is heard worst of all, on the sum of its subchannels."""
+        levels = self._state.planner.estimates.snr_per_psd_db(clients, downlink=False)
+        return clients[int(np.argmin((10 ** (levels / 10)).sum(axis=1)))]
 
     def _decide(
         self, round_index: int, clients: tuple[str, ...], cut: int | None, plan_ns: int
@@ -91,6 +101,30 @@ class Rounds:
             return self._state.planner.decide(round_index, clients, cut, plan_ns, num_sounders)
         finally:
             self.planning_cpu_s += time.thread_time() - started
+
+    def _without_the_lost(self, decision: Decision) -> Decision:
+        """The same plan for those who are still there; what the lost were given stays silent.
+
+        Raises
+        ------
+        NothingArrivedError
+            Nobody is left.
+        """
+        present = self._state.control.present
+        left = tuple(name for name in decision.clients if name in present)
+        if left == decision.clients:
+            return decision
+        if not left:
+            raise NothingArrivedError("every client was lost while the cut moved")
+        row = np.array([left.index(name) if name in left else -1 for name in decision.clients])
+        owners = decision.plan.assignment
+        assignment = np.where(owners >= 0, row[owners], -1)
+        psd = np.where(assignment >= 0, decision.plan.psd_w_per_hz, 0.0)
+        binding = dataclasses.replace(decision.plan.binding, uplink_client=0, downlink_client=0)
+        plan = dataclasses.replace(
+            decision.plan, assignment=assignment, psd_w_per_hz=psd, binding=binding, lower_bound_s=None
+        )
+        return dataclasses.replace(decision, plan=plan, clients=left)
 
     def _moved(self, decision: Decision) -> int:
         """Subchannels that change hands against the round before."""
@@ -120,13 +154,23 @@ class Rounds:
         clients = state.heard()
         await self._membership.bring_in_step(clients)
         solver_start = time.perf_counter()
-        decision, forecast = await self.decide(round_index, clients, state.cut)
+        if self._first is not None and set(self._first.clients) <= set(clients):
+            decision, self._first = self._first, None
+            forecast = state.planner.forecast(
+                round_index, decision, state.catch_up(), len(state.present_clients())
+            )
+        else:
+            decision, forecast = await self.decide(round_index, clients, state.cut)
         solver_s = time.perf_counter() - solver_start
         clients, plan = decision.clients, decision.plan
+        self._membership.take_part(clients)
         move_forecast, move_ns = None, 0
         if plan.cut_layer != state.cut:
             move_forecast = forecast.cut_move(state.cut)
             move_ns = await self._move_cut(round_index, decision)
+            decision = self._without_the_lost(decision)
+            clients, plan = decision.clients, decision.plan
+            await self._membership.bring_in_step(clients)
             forecast = state.planner.forecast(
                 round_index, decision, state.catch_up(), len(state.present_clients())
             )
@@ -200,7 +244,6 @@ class Rounds:
         server = outcome.of(state.server)
         loss = mean_loss(server.losses) if server else None
         state.rounds_done = round_index + 1
-        accuracy = await self._maybe_evaluate(round_index)
         state.notes.add(
             state.now_ns,
             "controller",
@@ -221,6 +264,7 @@ class Rounds:
             },
         )
         self._membership.note_left_out(round_index)
+        accuracy = await self._maybe_evaluate(round_index)
         state.writer.barrier()
         state.writer.operation("round", round=round_index, solver_s=round(solver_s, 6))
         every = state.config.experiment.checkpoints.every_rounds
@@ -289,7 +333,7 @@ class Rounds:
         state = self._state
         plan, clients = decision.plan, decision.clients
         shallower = plan.cut_layer < state.cut
-        before = await evaluate(state, "validation", clients) if shallower else None
+        _, before = await evaluate(state, "validation", clients) if shallower else ((), None)
         start_ns = state.catch_up() + state.control_latency_ns
         grant = state.planner.grant(plan, clients, start_ns, plan.cut_layer, state.cut)
         reports = await state.control.ask_all(
@@ -300,15 +344,16 @@ class Rounds:
         )
         outcome = self._take(round_index, reports, grant)
         started_ns, state.now_ns = state.now_ns, outcome.end_ns + state.control_latency_ns
-        failed = [name for name in reports if not ((said := outcome.of(name)) and said.complete)]
-        if failed:
+        moved = tuple(name for name in clients if (said := outcome.of(name)) and said.complete)
+        server = outcome.of(state.server)
+        if server is None or not moved:
             raise RadioError(
-                f"moving the cut from {state.cut} to {plan.cut_layer} failed at {', '.join(failed)}: "
-                + "; ".join(outcome.words)
+                f"moving the cut from {state.cut} to {plan.cut_layer} failed at "
+                f"{', '.join(name for name in reports if name not in moved)}: " + "; ".join(outcome.words)
             )
         previous, state.cut = state.cut, plan.cut_layer
-        state.in_step = set(clients)
-        after = await evaluate(state, "validation", clients) if shallower else None
+        state.in_step = set(moved)  # who missed it is given the submodel of one that did not
+        _, after = await evaluate(state, "validation", moved) if shallower else ((), None)
         state.notes.add(
             state.now_ns,
             "controller",
@@ -332,5 +377,7 @@ class Rounds:
         trained = state.trained()
         if not trained or state.server not in state.control.present:
             return None
-        outcome = await evaluate(state, "validation", trained)
-        return state.notes.evaluation(state.now_ns, round_index, outcome, trained)
+        evaluated, outcome = await evaluate(state, "validation", trained)
+        if outcome is None:
+            return None
+        return state.notes.evaluation(state.now_ns, round_index, outcome, evaluated)

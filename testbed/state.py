@@ -36,6 +36,8 @@ class RunState:
         Experiment time up to which everything has happened.
     in_step
         Clients whose submodel has the present cut.
+    trained_once
+        Clients that took part in a round.
     total_s
         Latency of each round so far, cut moves and joining boards before it included [s].
     departed
@@ -56,6 +58,7 @@ class RunState:
     cut: int = 0
     in_step: set[str] = field(default_factory=set)
     rounds_done: int = 0
+    trained_once: set[str] = field(default_factory=set)
     total_s: list[float] = field(default_factory=list)
     departed: list[ProcessUsage] = field(default_factory=list)
 
@@ -86,7 +89,7 @@ class RunState:
 
     def trained(self) -> tuple[str, ...]:
         """Clients whose submodels take part in training, for evaluation."""
-        members = self.control.present & self.in_step & self.planner.estimates.heard
+        members = self.control.present & self.in_step & self.trained_once
         return tuple(name for name in self.clients if name in members)
 
     def present_clients(self) -> tuple[str, ...]:

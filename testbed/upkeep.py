@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from nodes.checkpoints import save_checkpoint
+from nodes.errors import PeerLostError
 from nodes.messages import Evaluate, Evaluated, WeightsDone, WeightsWanted
 from testbed.config.loader import config_hash
 from testbed.state import RunState
@@ -12,14 +14,27 @@ from testbed.state import RunState
 BULK_TIMEOUT_S = 120.0
 
 
-async def evaluate(state: RunState, split: str, clients: tuple[str, ...]) -> Evaluated:
-    """Accuracy and loss of every composite: weights go to the server, off the clock and off the air."""
-    purposes = []
+async def evaluate(
+    state: RunState, split: str, clients: tuple[str, ...]
+) -> tuple[tuple[str, ...], Evaluated | None]:
+    """Accuracy and loss of every composite: weights go to the server, off the clock and off the air.
+
+    Returns
+    -------
+    evaluated, outcome
+        Clients whose composites were evaluated, without those that were lost meanwhile; ``None``
+        when nobody is left.
+    """
+    purposes: dict[str, str] = {}
     for name in clients:
         purpose = f"evaluate/{state.rounds_done}/{split}/{state.cut}/{name}"
-        await state.control.ask(name, WeightsWanted(state.server, purpose), WeightsDone)
-        purposes.append(purpose)
-    return await state.control.ask(state.server, Evaluate(split, tuple(purposes)), Evaluated)
+        with contextlib.suppress(PeerLostError):
+            await state.control.ask(name, WeightsWanted(state.server, purpose), WeightsDone)
+            purposes[name] = purpose
+    if not purposes:
+        return (), None
+    outcome = await state.control.ask(state.server, Evaluate(split, tuple(purposes.values())), Evaluated)
+    return tuple(purposes), outcome
 
 
 async def checkpoint(state: RunState) -> None:
@@ -29,8 +44,9 @@ async def checkpoint(state: RunState) -> None:
         if name not in state.control.present:
             continue
         purpose = f"checkpoint/{state.rounds_done}/{name}"
-        await state.control.ask(name, WeightsWanted("controller", purpose), WeightsDone)
-        parts[name] = await state.control.endpoint.take_bulk(purpose, BULK_TIMEOUT_S)
+        with contextlib.suppress(PeerLostError):  # who is lost has nothing left to be kept
+            await state.control.ask(name, WeightsWanted("controller", purpose), WeightsDone)
+            parts[name] = await state.control.endpoint.take_bulk(purpose, BULK_TIMEOUT_S)
     meta = {"cut_layer": state.cut, "config": config_hash(state.config), "now_ns": state.now_ns}
     await asyncio.to_thread(
         save_checkpoint, state.writer.directory / "checkpoints", state.rounds_done, parts, meta

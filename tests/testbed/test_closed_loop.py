@@ -9,8 +9,9 @@ import pytest
 
 from radio.air.channel import LinkChannel
 from testbed.config.loader import ResolvedConfig
-from testbed.policies import POLICIES
+from testbed.policies import POLICIES, Decision
 from testbed.record import Run
+from testbed.rounds import Rounds
 from testbed.specs import air_setup
 from tests.testbed.experiments import run_in_memory, small
 
@@ -184,3 +185,71 @@ def test_cut_moves_are_predicted_and_counted_apart_from_the_round(tmp_path: Path
             assert event["cut_move_s"]["mean"] == pytest.approx(moves[event["round"]] / 1e9, rel=0.35)
         else:
             assert event["cut_move_s"] is None
+
+
+# ------------------------------------------------------------------------- who is lost on the way
+@pytest.mark.parametrize("schedule", ["{2: 2}", "{2: 1}"], ids=["deeper", "shallower"])
+def test_a_board_that_is_lost_while_the_cut_moves_costs_its_part_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str
+) -> None:
+    move = Rounds._move_cut
+
+    async def losing(self: Rounds, round_index: int, decision: Decision) -> int:
+        await self._state.control._detach("board-3", "its plug was pulled")
+        return await move(self, round_index, decision)
+
+    monkeypatch.setattr(Rounds, "_move_cut", losing)
+    start = 1 if schedule == "{2: 2}" else 2
+    config = configured(f"model.cut_layer={start}", f"model.cut_schedule={schedule}", rounds=5)
+    result, run = run_in_memory(config, tmp_path / "run")
+    assert (result.exit_code, result.rounds) == (0, 5)
+    members = [event["clients"] for event in run.of_kind("round")]
+    assert members[1] == ["board-1", "board-2", "board-3"]
+    assert members[2:] == [["board-1", "board-2"]] * 3
+    assert [event["cut_layer"] for event in run.of_kind("round")] == [start] * 2 + [3 - start] * 3
+    assert [event["node"] for event in run.of_kind("lost")] == ["board-3"]
+    assert result.test_accuracy is not None
+
+
+def test_a_board_that_is_lost_at_an_evaluation_does_not_take_the_round_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = Rounds._maybe_evaluate
+
+    async def losing(self: Rounds, round_index: int) -> float | None:
+        if round_index == 1:
+            await self._state.control._detach("board-1", "its plug was pulled")
+        return await evaluate(self, round_index)
+
+    monkeypatch.setattr(Rounds, "_maybe_evaluate", losing)
+    result, run = run_in_memory(configured("evaluation.every_rounds=2", rounds=4), tmp_path / "run")
+    assert (result.exit_code, result.rounds) == (0, 4)
+    assert [event["round"] for event in run.of_kind("round")] == [0, 1, 2, 3]
+    evaluated = [sorted(event["by_client"]) for event in run.of_kind("evaluation")]
+    assert evaluated[0] == ["board-2", "board-3"]
+
+
+def test_who_comes_when_the_last_one_leaves_is_given_what_that_one_learned(tmp_path: Path) -> None:
+    """Two boards stay away; the one that trains leaves in the round in which the others come."""
+    day = "joins: [{board: board-2, at: 0.5}, {board: board-3, at: 0.5}], leaves: [{board: board-1, at: 0.5}]"
+    result, run = run_in_memory(configured(scenario=day, rounds=8), tmp_path / "run")
+    assert (result.exit_code, result.rounds) == (0, 8)
+    donors = {event["node"]: event["donor"] for event in run.of_kind("joined-late")}
+    assert donors["board-2"] == "board-1"
+    assert donors["board-3"] in ("board-1", "board-2")
+
+
+def test_a_client_just_above_the_lowest_scheme_is_not_left_out_for_a_guard(tmp_path: Path) -> None:
+    """Sweep a board's path loss through the threshold: where balanced turns carry it, so does the loop."""
+    members = {}
+    for policy in ("balanced", "closed-loop"):
+        for path_loss_db in (128.0, 129.0, 130.0):
+            config = configured(
+                f"allocator.name={policy}", f"lab.boards.2.channel={{path_loss_db: {path_loss_db}}}", rounds=1
+            )
+            _, run = run_in_memory(config, tmp_path / f"{policy}-{path_loss_db}")
+            members[policy, path_loss_db] = [
+                sorted({name for name in event["assignment"] if name}) for event in run.of_kind("plan")
+            ]
+    for path_loss_db in (128.0, 129.0, 130.0):
+        assert members["closed-loop", path_loss_db] == members["balanced", path_loss_db]

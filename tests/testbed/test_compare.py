@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from testbed.compare import Comparison, RunNumbers, compare, difference, numbers_of
 from testbed.compare_command import line, render
 from testbed.config.loader import ResolvedConfig
-from testbed.errors import NodeError
+from testbed.errors import NodeError, StorageError
 from testbed.record import read_run
 from testbed.session import run_experiment
 from tests.testbed.experiments import small
@@ -53,9 +54,10 @@ def test_one_pair_makes_no_interval() -> None:
 
 def test_policies_are_run_compared_and_an_interrupted_comparison_goes_on(tmp_path: Path) -> None:
     made: list[str] = []
+    rounds = [2]
 
     def configured(policy: str, seed: int) -> ResolvedConfig:
-        return small(f"allocator.name={policy}", rounds=2, seed=seed)
+        return small(f"allocator.name={policy}", rounds=rounds[0], seed=seed)
 
     def run(config: ResolvedConfig, place: Path) -> None:
         made.append(place.name)
@@ -67,8 +69,9 @@ def test_policies_are_run_compared_and_an_interrupted_comparison_goes_on(tmp_pat
     first = again()
     assert made == ["closed-loop-1", "round-robin-1", "closed-loop-2", "round-robin-2"]
     (tmp_path / "round-robin-2" / "stop.json").unlink()
-    for name in ("run.json", "events.jsonl", "operations.jsonl", "config.yaml"):
-        (tmp_path / "round-robin-2" / name).unlink()
+    with pytest.raises(NodeError, match="remove that folder and call again"):
+        again()
+    shutil.rmtree(tmp_path / "round-robin-2")
     made.clear()
     second = again()
     assert made == ["round-robin-2"]
@@ -84,6 +87,12 @@ def test_policies_are_run_compared_and_an_interrupted_comparison_goes_on(tmp_pat
     assert "closed-loop against round-robin" in text
     assert "modelled compute time" in text
     assert "seed   1" in line(second.runs[0])
+    assert second.unlike_rounds == 0
+    assert not second.channel_by_round
+    assert "moves with time" in text
+    rounds[0] = 3
+    with pytest.raises(StorageError, match="another configuration"):
+        again()
 
 
 def test_the_mean_counts_cut_moves_and_a_run_that_did_not_finish_is_refused(tmp_path: Path) -> None:
