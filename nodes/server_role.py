@@ -156,6 +156,8 @@ class ServerRole:
         for client in grant.clients:
             estimate = estimates[client.client]
             notes.links.append(context.measurement(client.client, estimate))
+            if estimate.detected:
+                self._uplinks[client.client].renew()
             mcs = self._first_mcs(client, estimate)
             await context.endpoint.send(
                 client.client,
@@ -195,6 +197,7 @@ class ServerRole:
             notes.fail(str(exc))
             return
         if state.detected:
+            self._downlinks[name].adaptation.renew()
             heard = np.array(state.snr_db)
             linear = np.asarray(db_to_linear(heard))
             self._downlinks[name].snr[:] = np.where(heard == NO_SNR_DB, 0.0, linear)

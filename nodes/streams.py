@@ -184,6 +184,7 @@ async def client_send(
     last_sent_ns = numerology.slot_start_ns(first_slot)
     gave_up = False
     end_ns = start_ns
+    promised_ns = start_ns  # until then this client has spoken, whatever it hears meanwhile
     while not gave_up and not sender.done:
         position = await announceable_slot(context, position)
         in_flight = sender.frames_in_flight()
@@ -231,12 +232,16 @@ async def client_send(
             samples = rotate(samples, at_sample, context.cfo_hz / numerology.sample_rate_hz, out=samples)
         end_sample = (frame + 1) * numerology.frame_samples
         await context.radio.transmit(samples[None, :], at_sample, silent_until=end_sample)
+        promised_ns = numerology.samples_to_ns(end_sample)
         sender.report.airtime_samples += len(samples)
         sender.report.frames += 1
         if first_sent_ns is None:
             first_sent_ns = numerology.samples_to_ns(at_sample)
         last_sent_ns = numerology.samples_to_ns(at_sample + len(samples))
         position = (frame + 1) * slots
+    if gave_up:
+        # The frame that was on its way when the word came occupies its time: no round starts in it.
+        end_ns = max(end_ns, promised_ns)
     await context.radio.stand_down()
     if first_sent_ns is not None:
         context.timeline.add(

@@ -17,6 +17,7 @@ from radio.phy import UNUSED
 
 STEP_DB = 0.5  # shift after a frame whose blocks all failed, at a target of 0
 LIMIT_DB = 10.0
+TRUSTED_DB = 1.0  # shift that outlives a new sounding; of what exceeds it, half is forgotten
 
 
 @dataclass
@@ -45,6 +46,15 @@ class LinkAdaptation:
         # In equilibrium the mean of (error rate - target) is zero, so the target is met exactly.
         step = STEP_DB * (num_failed / total - self.target_bler)
         self.offset_db = float(np.clip(self.offset_db + step, -LIMIT_DB, LIMIT_DB))
+
+    def renew(self) -> None:
+        """A new sounding is there: what went wrong before it says less about the channel now.
+
+        At a small target the shift falls by ``STEP_DB * target`` per frame only; after a stream that
+        was lost in a fade it would stay careful for hundreds of frames.
+        """
+        if self.offset_db > TRUSTED_DB:
+            self.offset_db = TRUSTED_DB + (self.offset_db - TRUSTED_DB) / 2
 
     def choose(self, snr: NDArray[np.floating], num_resource_elements: int) -> NDArray[np.int64]:
         """MCS index of each subchannel.

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nodes.messages import LinkMeasurement, RehearsedSpan, RoundGrant, RoundReport, SpanRecord
+from radio.adaptation import TRUSTED_DB
 from testbed.estimation import SPEED_PRIORS, LinkFilter, Rejection, SpeedFilter
 
 FloatArray = NDArray[np.float64]
@@ -127,6 +128,8 @@ class Estimates:
         """A round is about to be planned: everything known grows older by one."""
         for state in (*self.uplink.values(), *self.downlink.values()):
             state.gains.filter.pass_round()
+            if state.outer_loop_db > TRUSTED_DB:  # the coming sounding halves what exceeds it
+                state.outer_loop_db = TRUSTED_DB + (state.outer_loop_db - TRUSTED_DB) / 2
         for speed in self._speeds.values():
             speed.filter.pass_round()
 

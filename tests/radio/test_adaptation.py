@@ -63,3 +63,17 @@ def test_the_best_subchannel_is_used_however_bad_and_senseless_ones_are_not() ->
     assert chosen[2] > 0
     assert (chosen[[0, 1, 3]] == UNUSED).all()
     assert len(adaptation.choose(np.array([]), ELEMENTS)) == 0
+
+
+def test_a_new_sounding_forgets_a_disaster_but_not_the_fine_tuning() -> None:
+    adaptation = LinkAdaptation(0.01, 1.0)
+    for _ in range(30):
+        adaptation.observe(0, 20)
+    assert adaptation.offset_db == 10.0
+    for _ in range(6):
+        adaptation.renew()
+    assert adaptation.offset_db < 1.2
+    for offset_db in (-2.0, 0.4, 1.0):
+        adaptation.offset_db = offset_db
+        adaptation.renew()
+        assert adaptation.offset_db == offset_db
