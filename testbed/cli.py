@@ -39,7 +39,9 @@ def run(
         Path | None, typer.Argument(help="experiment.yaml; the preset's when left out")
     ] = None,
     lab: Annotated[Path | None, typer.Option(help="lab.yaml; the preset's when left out")] = None,
-    preset: Annotated[str, typer.Option(help="shipped experiment and lab: laptop, pluto-lab")] = "laptop",
+    preset: Annotated[
+        str, typer.Option(help="shipped experiment and lab: laptop, edge, pluto-lab")
+    ] = "laptop",
     rounds: Annotated[int | None, typer.Option(help="number of rounds")] = None,
     seed: Annotated[int | None, typer.Option(help="seed of everything random")] = None,
     allocator: Annotated[
@@ -129,8 +131,15 @@ def plan(
         Path | None, typer.Argument(help="experiment.yaml; the preset's when left out")
     ] = None,
     lab: Annotated[Path | None, typer.Option(help="lab.yaml; the preset's when left out")] = None,
-    preset: Annotated[str, typer.Option(help="shipped experiment and lab")] = "laptop",
-    allocator: Annotated[str | None, typer.Option(help="policy")] = None,
+    preset: Annotated[
+        str, typer.Option(help="shipped experiment and lab: laptop, edge, pluto-lab")
+    ] = "laptop",
+    rounds: Annotated[int | None, typer.Option(help="number of rounds")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of everything random")] = None,
+    allocator: Annotated[
+        str | None, typer.Option(help="policy: closed-loop, solve-once, balanced, round-robin, rss, bcd")
+    ] = None,
+    compute: Annotated[str | None, typer.Option(help="measured or modelled compute time")] = None,
     scenario: Annotated[
         str | None, typer.Option(help="scenario; only who is there at the start counts")
     ] = None,
@@ -146,7 +155,14 @@ def plan(
     from testbed.dry_run import dry_run
     from testbed.plan_command import render
 
-    flags = {"allocator": allocator, "scenario": scenario, "model": model}
+    flags = {
+        "rounds": rounds,
+        "seed": seed,
+        "allocator": allocator,
+        "scenario": scenario,
+        "model": model,
+        "compute": compute,
+    }
     config = load(experiment, lab, preset, overrides=set_ or [], environ=os.environ, flags=flags)
     dry = dry_run(config, source)
     typer.echo(msgspec.json.encode(dry.to_builtins()).decode() if json else render(dry))
@@ -274,11 +290,11 @@ def main() -> None:
 
 def _other(exc: Exception) -> None:
     """Usage errors of the parser, failures of lower rooms, and bugs with their traceback."""
-    import click
-
-    if isinstance(exc, click.ClickException):
-        exc.show()
-        sys.exit(int(ExitCode.USAGE))
+    # By shape and not by type: typer may carry a parser library of its own.
+    show = getattr(exc, "show", None)
+    if show is not None and hasattr(exc, "format_message"):
+        show()
+        sys.exit(0 if type(exc).__name__ == "NoArgsIsHelpError" else int(ExitCode.USAGE))
     code = exit_code(exc)
     if code is ExitCode.BUG:
         import traceback

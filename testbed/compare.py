@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from testbed.allocator.problem import AllocationError
 from testbed.config.loader import ResolvedConfig, config_hash
 from testbed.errors import NodeError, StorageError
 from testbed.record import Run, read_run
@@ -174,17 +175,22 @@ def compare(
 
     Raises
     ------
+    AllocationError, ConfigError
+        Fewer than two policies, or one that does not exist.
     NodeError
         A run did not finish.
     StorageError
         What lies in the directory is of another configuration.
     """
+    if len(set(policies)) < 2:
+        raise AllocationError("policies", f"{', '.join(policies)}: it takes two to compare")
+    # All of them before the first run: a policy that does not exist must not cost anybody a run.
+    configs = {(policy, seed): make_config(policy, seed) for seed in seeds for policy in policies}
     numbers = []
-    config: ResolvedConfig | None = None
     members: dict[int, list[list[list[str]]]] = {}
     for seed in seeds:  # seeds outside: what is there after an interruption is balanced
         for policy in policies:
-            config = make_config(policy, seed)
+            config = configs[policy, seed]
             place = directory / f"{policy}-{seed}"
             if not (place / "run.json").exists():
                 run(config, place)
@@ -195,7 +201,7 @@ def compare(
             found = numbers_of(read)
             numbers.append(found)
             progress(found)
-    assert config is not None, "the caller asks for at least one policy and seed"
+    config = next(iter(configs.values()))
     scenario = config.lab.scenario
     return Comparison(
         scenario=scenario.name if scenario else None,

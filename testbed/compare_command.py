@@ -26,7 +26,7 @@ def line(numbers: RunNumbers) -> str:
 def render(comparison: Comparison) -> str:
     """Means by policy, and paired differences with their intervals."""
     buffer = io.StringIO()
-    console = Console(file=buffer, width=WIDTH, highlight=False, color_system=None)
+    console = Console(file=buffer, width=WIDTH, highlight=False, markup=False, color_system=None)
     seeds = sorted({run.seed for run in comparison.runs})
     console.print(
         f"scenario {comparison.scenario or 'none'}, {comparison.radio} radio, {comparison.clock} time, "

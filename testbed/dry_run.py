@@ -26,6 +26,8 @@ from testbed.specs import node_setup
 
 EVENT_BYTES = 190  # one event without arrays
 NUMBER_BYTES = 12  # one number of an array of gains or SNRs
+REPORT_BYTES = 5_000_000  # the page carries its own plotting library
+REPORT_ROUND_BYTES = 12_000  # of a round in page and trace
 CONTROL_EVENTS = 10  # plan, prediction, round, server's spans and losses
 
 
@@ -39,7 +41,7 @@ class Budget:
         By client, per round, labels and description included.
     cut_move_bytes
         By neighbouring cut: one way over the air.
-    record_bytes, checkpoint_bytes
+    record_bytes, report_bytes, checkpoint_bytes
         Disk space of the whole run, about.
     """
 
@@ -48,6 +50,7 @@ class Budget:
     unicast_bytes: dict[str, int]
     cut_move_bytes: dict[int, int]
     record_bytes: int
+    report_bytes: int
     checkpoint_bytes: int
 
 
@@ -192,6 +195,7 @@ def budget(config: ResolvedConfig, planner: Planner, decision: Decision) -> Budg
         unicast_bytes=dict(zip(clients, map(int, sizes.unicast), strict=True)),
         cut_move_bytes=moves,
         record_bytes=rounds * record_bytes_per_round(len(clients), planner.numerology.num_subchannels),
+        report_bytes=REPORT_BYTES + rounds * REPORT_ROUND_BYTES,
         checkpoint_bytes=checkpoints * one,
     )
 

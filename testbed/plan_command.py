@@ -28,7 +28,7 @@ def _size(count: float) -> str:
 def render(dry: DryRun) -> str:
     """A page of text: plan, predicted phases, bytes, airtime, disk."""
     buffer = io.StringIO()
-    console = Console(file=buffer, width=WIDTH, highlight=False, color_system=None)
+    console = Console(file=buffer, width=WIDTH, highlight=False, markup=False, color_system=None)
     plan, forecast = dry.decision.plan, dry.forecast
     console.print(
         f"{dry.experiment} on lab {dry.lab}, policy {dry.policy}, scenario {dry.scenario or 'none'}"
@@ -70,7 +70,7 @@ def render(dry: DryRun) -> str:
         f"({dry.run_s.low:.1f} .. {dry.run_s.high:.1f} s, if all are like the first)"
     )
     console.print(
-        f"disk: about {_size(dry.budget.record_bytes)} of record, "
+        f"disk: about {_size(dry.budget.record_bytes)} of record, {_size(dry.budget.report_bytes)} of report, "
         f"{_size(dry.budget.checkpoint_bytes)} of checkpoints"
     )
     return buffer.getvalue()

@@ -60,7 +60,8 @@ class RunProgress:
         """One finished round."""
         loss = "-" if summary.loss is None else f"{summary.loss:.3f}"
         line = (
-            f"round {summary.round_index:4d}  {1e3 * summary.latency_s:8.2f} ms  loss {loss}  "
+            f"round {summary.round_index:4d}  {1e3 * summary.latency_s:8.2f} ms (predicted "
+            f"{1e3 * summary.predicted_s:.2f})  loss {loss}  "
             f"cut {summary.cut_layer}  repeated blocks {summary.retransmitted:3d}  at {summary.at_s:8.3f} s"
         )
         if summary.validation_accuracy is not None:

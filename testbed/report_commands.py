@@ -58,16 +58,29 @@ def list_(
     if json:
         _say_json({"runs": [entry.as_json() for entry in found]})
         return
-    heads = ("run", "started", "ended", "rounds", "test accuracy", "mean latency [ms]", "policy", "radio")
+    heads = (
+        "folder",
+        "started",
+        "ended",
+        "rounds",
+        "test accuracy",
+        "mean latency [ms]",
+        "policy",
+        "scenario",
+        "seed",
+        "radio",
+    )
     rows = [
         (
-            entry.run,
+            str(entry.directory),
             _moment(entry.started_wall_s),
             entry.reason,
             str(entry.rounds),
             _number(entry.test_accuracy, "{:.4f}"),
             _number(entry.mean_round_latency_s, "{:.2f}", 1e3),
             entry.policy or "-",
+            entry.scenario or "-",
+            "-" if entry.seed is None else str(entry.seed),
             f"{entry.radio or '-'}, {entry.clock or '-'} time, {entry.compute or '-'} compute",
         )
         for entry in found

@@ -22,6 +22,7 @@ class RoundSummary:
 
     round_index: int
     latency_s: float
+    predicted_s: float
     loss: float | None
     cut_layer: int
     words: tuple[str, ...]

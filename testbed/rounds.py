@@ -206,8 +206,9 @@ class Rounds:
         missing = state.planner.estimates.missing_links((*clients, *idle))
         state.notes.rejected(outcome.end_ns, round_index, missing)
         state.now_ns = outcome.end_ns + state.control_latency_ns
+        predicted_s = forecast.round_s.mean
         return await self._close(
-            round_index, outcome, clients, planned_ns, start_ns, move_ns, join_ns, solver_s
+            round_index, outcome, clients, planned_ns, start_ns, move_ns, join_ns, solver_s, predicted_s
         )
 
     async def _begin(self, round_index: int) -> None:
@@ -227,11 +228,12 @@ class Rounds:
         move_ns: int,
         join_ns: int,
         solver_s: float,
+        predicted_s: float,
     ) -> RoundSummary:
         """Note what the round came to."""
         state = self._state
         latency_ns = state.now_ns - planned_ns
-        state.total_s.append(ns_to_seconds(latency_ns + move_ns + join_ns))
+        total_s = ns_to_seconds(latency_ns + move_ns + join_ns)
         phases, airtime = measured_phases(
             outcome.complete(),
             planned_ns,
@@ -243,7 +245,6 @@ class Rounds:
         self._last = Persistence(ns_to_seconds(latency_ns), phases, airtime)
         server = outcome.of(state.server)
         loss = mean_loss(server.losses) if server else None
-        state.rounds_done = round_index + 1
         state.notes.add(
             state.now_ns,
             "controller",
@@ -264,6 +265,10 @@ class Rounds:
             },
         )
         self._membership.note_left_out(round_index)
+        state.writer.barrier()
+        self._raise_if_hopeless(round_index, outcome)
+        state.total_s.append(total_s)  # a round in which nothing came about is no latency
+        state.rounds_done = round_index + 1
         accuracy = await self._maybe_evaluate(round_index)
         state.writer.barrier()
         state.writer.operation("round", round=round_index, solver_s=round(solver_s, 6))
@@ -275,10 +280,10 @@ class Rounds:
             for report in outcome.complete().values()
             for sent in report.transmissions
         )
-        self._raise_if_hopeless(round_index, outcome)
         return RoundSummary(
             round_index,
-            state.total_s[-1],
+            total_s,
+            predicted_s,
             loss,
             state.cut,
             outcome.words,

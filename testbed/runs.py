@@ -114,6 +114,8 @@ def summary_of(run: Run) -> RunSummary:
     scenario = start.get("scenario")
     if isinstance(scenario, Mapping):
         scenario = f"{scenario.get('name')} {scenario.get('version')}"
+    else:
+        scenario = None  # older records said here that the scenario is reconstructed
     allocator = section(config_of(run), "experiment", "allocator")
     return RunSummary(
         run=start.get("run") or run.directory.name,

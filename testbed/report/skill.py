@@ -86,7 +86,7 @@ def skill_table(loaded: LoadedRun) -> pd.DataFrame:
 
 def pooled_skill(runs: Sequence[LoadedRun]) -> pd.DataFrame:
     """The same over the rounds of several runs together."""
-    rounds = _together([loaded.rounds.rename(columns={"latency_s": "measured_s"}) for loaded in runs])
+    rounds = _together([_complete_rounds(loaded) for loaded in runs])
     phases = _together([loaded.phases for loaded in runs])
     airtime = _together([loaded.airtime for loaded in runs])
     groups = [(ROUND_ROW, rounds)]
@@ -97,6 +97,15 @@ def pooled_skill(runs: Sequence[LoadedRun]) -> pd.DataFrame:
     frame = pd.DataFrame([row for row in rows if row["num_rounds"]], columns=list(SKILL_UNITS))
     frame.attrs["units"] = dict(SKILL_UNITS)
     return frame
+
+
+def _complete_rounds(loaded: LoadedRun) -> pd.DataFrame:
+    """Rounds that came about; one that was given up has no phases, and its latency means nothing."""
+    rounds = loaded.rounds.rename(columns={"latency_s": "measured_s"})
+    phases = loaded.phases
+    if not len(phases):
+        return rounds
+    return rounds[rounds["round"].isin(phases.loc[phases["measured_s"].notna(), "round"])]
 
 
 def _together(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -253,3 +253,22 @@ def test_a_client_just_above_the_lowest_scheme_is_not_left_out_for_a_guard(tmp_p
             ]
     for path_loss_db in (128.0, 129.0, 130.0):
         assert members["closed-loop", path_loss_db] == members["balanced", path_loss_db]
+
+
+def test_a_stream_that_is_given_up_costs_its_round_and_the_next_begins_in_order(tmp_path: Path) -> None:
+    """What a client had on the air when it was told to give up belongs to the round that it is in."""
+    fade = "walks: [{board: board-3, begins: 0.2, ends: 0.8, depth_db: 15}]"
+    given_up = 0
+    for seed in (1, 2, 3):
+        config = configured(
+            "link.stall_frames=2",
+            "lab.boards.2.channel={path_loss_db: 121}",
+            "allocator.name=solve-once",
+            scenario=fade,
+            rounds=10,
+            seed=seed,
+        )
+        result, run = run_in_memory(config, tmp_path / f"run-{seed}")
+        assert (result.exit_code, result.rounds) == (0, 10), result.words
+        given_up += sum("decoded in 2 frames" in event["failure"] for event in run.of_kind("reception"))
+    assert given_up > 0

@@ -108,7 +108,7 @@ def test_the_command_line_lists_shows_and_compares(tmp_path: Path) -> None:
     second = write_record(tmp_path / "runs/b", start={"run": "story-2", "compute": "measured"})
     listed = runner.invoke(app, ["runs", "ls", str(tmp_path / "runs"), "--json"])
     assert [entry["run"] for entry in json.loads(listed.stdout)["runs"]] == ["story-1", "story-2"]
-    assert "story-2" in runner.invoke(app, ["runs", "ls", str(tmp_path / "runs")]).stdout
+    assert str(second) in runner.invoke(app, ["runs", "ls", str(tmp_path / "runs")]).stdout
     shown = json.loads(runner.invoke(app, ["runs", "show", str(first), "--json"]).stdout)
     assert shown["rounds"] == 6
     assert shown["prediction"][0]["what"] == "round latency"
