@@ -15,7 +15,6 @@ import pytest
 import nodes.client_role
 import nodes.server_role
 import testbed.memory_nodes
-from nodes.messages import Evaluated
 from radio.air.core import AirCore, Window
 from radio.drivers.base import Reception
 from radio.drivers.emulated import EmulatedRadio
@@ -322,7 +321,8 @@ def test_the_cut_moves_over_the_air_deeper_without_a_trace_and_shallower_on_the_
 
     async def watched(self: Rounds, round_index: int, decision: Decision) -> int:
         async def loss() -> float:
-            outcome: Evaluated = await evaluate(self._state, "validation", decision.clients)
+            _, outcome = await evaluate(self._state, "validation", decision.clients)
+            assert outcome is not None
             return float(np.mean(outcome.loss))
 
         previous, before = self._state.cut, await loss()

@@ -290,7 +290,7 @@ def test_a_channel_changes_with_the_round_or_with_time_and_not_with_both() -> No
     key = "lab.boards.2.channel.fading"
     (problem,) = problems_of(overrides=[f"{key}.round_correlation=0.9"])
     assert problem.path == "boards[2].channel.fading.round_correlation"
-    assert "doppler_hz is 2 (write doppler_hz: 0)" in str(problem)
+    assert "doppler_hz is 0.2 (write doppler_hz: 0)" in str(problem)
     config = load(overrides=[f"{key}.round_correlation=0.9", f"{key}.doppler_hz=0"])
     links = {
         (a.transmitter, a.receiver): a for a in air_setup(config.experiment, config.lab).parameters.links
@@ -423,7 +423,7 @@ def test_a_lab_without_a_scenario_is_as_it_was() -> None:
     config = load()
     for link in air_setup(config.experiment, config.lab).parameters.links:
         assert (link.attenuation_db, link.redraw_rounds) == ((), ())
-        assert (link.fading.doppler_hz, link.fading.round_correlation) == (2.0, None)
+        assert (link.fading.doppler_hz, link.fading.round_correlation) == (0.2, None)
 
 
 def test_hidden_truth_is_read_where_air_and_nodes_are_told_of_it_and_nowhere_else() -> None:
