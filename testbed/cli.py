@@ -193,6 +193,10 @@ def compare(
     from testbed.config.loader import ResolvedConfig, load
     from testbed.session import run_experiment
 
+    names = [name.strip() for name in policies.split(",")]
+    if len(set(names)) < 2:
+        raise typer.BadParameter(f"{policies}: it takes two policies to compare", param_hint="--policies")
+
     def configured(policy: str, seed: int) -> ResolvedConfig:
         flags = {
             "rounds": rounds,
@@ -205,7 +209,7 @@ def compare(
 
     found = compare_policies(
         configured,
-        [name.strip() for name in policies.split(",")],
+        names,
         range(1, seeds + 1),
         out,
         lambda config, place: run_loop(run_experiment(config, place, handle_signals=True)),

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from testbed.allocator.problem import AllocationError
 from testbed.config.loader import ResolvedConfig, config_hash
 from testbed.errors import NodeError, StorageError
 from testbed.record import Run, read_run
@@ -175,7 +174,7 @@ def compare(
 
     Raises
     ------
-    AllocationError, ConfigError
+    ValueError, ConfigError
         Fewer than two policies, or one that does not exist.
     NodeError
         A run did not finish.
@@ -183,7 +182,7 @@ def compare(
         What lies in the directory is of another configuration.
     """
     if len(set(policies)) < 2:
-        raise AllocationError("policies", f"{', '.join(policies)}: it takes two to compare")
+        raise ValueError(f"{', '.join(policies)} cannot be compared: it takes two policies")
     # All of them before the first run: a policy that does not exist must not cost anybody a run.
     configs = {(policy, seed): make_config(policy, seed) for seed in seeds for policy in policies}
     numbers = []

@@ -15,6 +15,7 @@ import msgspec
 
 from nodes.messages import LinkMeasurement, ModelSpec, RehearsedSpan, SpanRecord
 from radio.units import thermal_noise_w_per_hz
+from testbed.allocator.problem import AllocationError
 from testbed.config.loader import ResolvedConfig
 from testbed.errors import NodeError, StorageError
 from testbed.forecast import RoundForecast, Summary
@@ -23,6 +24,7 @@ from testbed.policies import Decision
 from testbed.record import read_run
 from testbed.scenario import resolve_scenario
 from testbed.specs import node_setup
+from testbed.state import LinkBudgetError
 
 EVENT_BYTES = 190  # one event without arrays
 NUMBER_BYTES = 12  # one number of an array of gains or SNRs
@@ -210,7 +212,7 @@ def dry_run(config: ResolvedConfig, source: Path | None = None) -> DryRun:
 
     Raises
     ------
-    NodeError, StorageError, AllocationError
+    NodeError, StorageError, LinkBudgetError
         The links are unknown, the run does not fit, or no plan carries every client's bits.
     """
     from nodes.data_source import load_material  # loads torch
@@ -228,7 +230,13 @@ def dry_run(config: ResolvedConfig, source: Path | None = None) -> DryRun:
         learn_from(planner, source)
         words = f"measured by {source}"
     clients = resolve_scenario(lab.scenario, lab, experiment.rounds).present(0)
-    decision, forecast = planner.decide(0, clients, None, 0, len(clients))
+    try:
+        decision, forecast = planner.decide(0, clients, None, 0, len(clients))
+    except AllocationError as exc:
+        raise LinkBudgetError(
+            f"there is no plan for {', '.join(clients)} ({exc}); links from: {words}; is a path loss beyond "
+            "the link budget?"
+        ) from exc
     return DryRun(
         experiment=experiment.name,
         lab=lab.name,

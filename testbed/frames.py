@@ -41,22 +41,11 @@ from testbed.frame_columns import (
     TRUTH,
     Columns,
 )
+from testbed.latency.names import ROUND_PHASES, STREAMS
 from testbed.record import Run, read_run
 from testbed.runs import config_of
 
-ROUND_PHASES = (
-    "control",
-    "sounding",
-    "client-forward",
-    "uplink",
-    "server-forward",
-    "server-backward",
-    "broadcast",
-    "unicast",
-    "client-backward",
-)
 BESIDE_ROUND = ("cut-move", "join")  # time spent before a round; not part of its latency
-STREAMS = ("sounding", "uplink", "broadcast", "unicast")
 # What is worth a reader's attention without being a measurement.
 REMARK_KINDS = ("left-out", "lost", "left", "joined-late", "rejected", "node-failure")
 

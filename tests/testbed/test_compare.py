@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from testbed.cli import app
 from testbed.compare import Comparison, RunNumbers, compare, difference, numbers_of
 from testbed.compare_command import line, render
 from testbed.config.loader import ResolvedConfig
@@ -107,3 +109,11 @@ def test_the_mean_counts_cut_moves_and_a_run_that_did_not_finish_is_refused(tmp_
     (tmp_path / "run" / "stop.json").unlink()
     with pytest.raises(NodeError, match="killed"):
         numbers_of(read_run(tmp_path / "run"))
+
+
+def test_one_policy_is_a_mistake_on_the_command_line_and_costs_no_run(tmp_path: Path) -> None:
+    arguments = ["compare", "--out", str(tmp_path / "runs"), "--policies", "closed-loop"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "--policies" in result.output
+    assert list(tmp_path.iterdir()) == []

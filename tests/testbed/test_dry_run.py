@@ -14,6 +14,7 @@ from testbed.cli import app
 from testbed.dry_run import dry_run, record_bytes_per_round
 from testbed.errors import NodeError, StorageError
 from testbed.plan_command import render
+from testbed.state import LinkBudgetError
 from tests.testbed.experiments import run_in_memory, small
 
 STILL = (
@@ -103,3 +104,8 @@ def test_the_command_prints_one_json_object_and_leaves_nothing_behind(
     assert said["phases"]["sounding"]["mean"] == 0
     assert len(said["assignment"]) == 20
     assert list(tmp_path.iterdir()) == []
+
+
+def test_links_that_no_plan_can_carry_are_said_to_be_so(tmp_path: Path) -> None:
+    with pytest.raises(LinkBudgetError, match=r"no plan for board-1, board-2 .*path loss"):
+        dry_run(small("lab.boards.*.channel.path_loss_db=170", rounds=1))
