@@ -32,21 +32,14 @@ def _phase_of(index, anchor, slope):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _add_taps(real, imaginary, near, step, out):  # type: ignore[no-untyped-def]
-    """Add a few taps of both table rows in one pass; out is ``[4, run]``."""
+def _add_taps(part, near, step, near_sum, step_sum, count):  # type: ignore[no-untyped-def]
+    """Add a few taps of both table rows to one part of a run, in one pass."""
     a0, a1, a2, a3, a4 = near[0], near[1], near[2], near[3], near[4]
     b0, b1, b2, b3, b4 = step[0], step[1], step[2], step[3], step[4]
-    count = out.shape[1]
-    near_x, near_y, step_x, step_y = out[0], out[1], out[2], out[3]
-    r0, r1, r2, r3, r4 = real[:count], real[1:], real[2:], real[3:], real[4:]
-    i0, i1, i2, i3, i4 = imaginary[:count], imaginary[1:], imaginary[2:], imaginary[3:], imaginary[4:]
     for n in range(count):
-        p, q, r, s, t = r0[n], r1[n], r2[n], r3[n], r4[n]
-        near_x[n] += a0 * p + a1 * q + a2 * r + a3 * s + a4 * t
-        step_x[n] += b0 * p + b1 * q + b2 * r + b3 * s + b4 * t
-        p, q, r, s, t = i0[n], i1[n], i2[n], i3[n], i4[n]
-        near_y[n] += a0 * p + a1 * q + a2 * r + a3 * s + a4 * t
-        step_y[n] += b0 * p + b1 * q + b2 * r + b3 * s + b4 * t
+        p, q, r, s, t = part[n], part[n + 1], part[n + 2], part[n + 3], part[n + 4]
+        near_sum[n] += a0 * p + a1 * q + a2 * r + a3 * s + a4 * t
+        step_sum[n] += b0 * p + b1 * q + b2 * r + b3 * s + b4 * t
 
 
 @kernel
@@ -72,15 +65,15 @@ def _interpolate_runs(source, source_first, anchor, slope, first, table, out):  
         near, far = table[phase], table[phase + 1]
         for k in range(NUM_TAPS):
             step[k] = far[k] - near[k]
-        run = sums[:, :count]
-        run[:] = np.float32(0.0)
+        sums[:, :count] = np.float32(0.0)
         start = first + i - anchor + whole - (HALF_WIDTH - 1) - source_first
         for k in range(0, NUM_TAPS, _TAPS_AT_ONCE):
-            stop = start + k + count + _TAPS_AT_ONCE - 1
-            _add_taps(source[0, start + k : stop], source[1, start + k : stop], near[k:], step[k:], run)
+            _add_taps(source[0, start + k :], near[k:], step[k:], sums[0], sums[1], count)
+            _add_taps(source[1, start + k :], near[k:], step[k:], sums[2], sums[3], count)
+        real, imaginary = out[0, i : i + count], out[1, i : i + count]
         for n in range(count):
-            out[0, i + n] = run[0, n] + weights[n] * run[2, n]
-            out[1, i + n] = run[1, n] + weights[n] * run[3, n]
+            real[n] = sums[0, n] + weights[n] * sums[1, n]
+            imaginary[n] = sums[2, n] + weights[n] * sums[3, n]
         i += count
 
 
