@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from radio.air.sample_clock import SampleClock
-from radio.air.tdl import EXPONENTIAL, LOS_DOPPLER_SHARE, TdlTaps, tdl_paths, tdl_taps
+from radio.air.tdl import EXPONENTIAL, LOS_DOPPLER_SHARE, TdlPaths, TdlTaps, tdl_paths, tdl_taps
 from radio.errors import RadioConfigurationError
 from radio.randomness import generator
 from radio.units import db_to_linear
@@ -83,6 +84,15 @@ class LinkParameters:
     clock_realign_samples: int = 0
 
 
+@lru_cache(maxsize=64)
+def _tdl(
+    profile: str, delay_spread_s: float, rician_k_db: float | None, sample_rate_hz: float
+) -> tuple[TdlPaths, TdlTaps]:
+    """A profile's paths and taps, the same for all links that have it."""
+    paths = tdl_paths(profile, delay_spread_s, rician_k_db)
+    return paths, tdl_taps(paths, sample_rate_hz)
+
+
 class LinkChannel:
     """Taps of one link at any time of any round.
 
@@ -128,8 +138,9 @@ class LinkChannel:
             k_factor = 0.0 if fading.rician_k_db is None else float(db_to_linear(fading.rician_k_db))
             scattered, constant = 1.0 / (1.0 + k_factor), k_factor / (1.0 + k_factor)
         else:
-            paths = tdl_paths(fading.profile, fading.delay_spread_s, fading.rician_k_db)
-            self._grid = tdl_taps(paths, sample_rate_hz)
+            paths, self._grid = _tdl(
+                fading.profile, fading.delay_spread_s, fading.rician_k_db, sample_rate_hz
+            )
             offsets, powers = np.arange(self._grid.weights.shape[1]), paths.powers
             scattered, constant = 1.0, paths.line_of_sight
         self.delays: NDArray[np.int64] = (offsets + parameters.timing_offset_samples).astype(np.int64)

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radio.air.channel import LinkChannel, LinkParameters
-from radio.air.front_end import FrontEnd, PortImpairments
+from radio.air.front_end import IDEAL, FrontEnd, PortImpairments
 from radio.air.interference import Interference, Interferer
 from radio.air.kernels import add_link, receive_convert, transmit_convert
 from radio.air.noise import fill_noise, noise_key
@@ -59,7 +59,7 @@ class PortParameters:
     noise_figure_db: float = 7.0
     converter_bits: int = 12
     muted: bool = False
-    impairments: PortImpairments = PortImpairments()
+    impairments: PortImpairments = IDEAL
 
 
 @dataclass(frozen=True)

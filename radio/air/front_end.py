@@ -80,6 +80,9 @@ class PortImpairments:
     receiver: ReceiverImpairments = ReceiverImpairments()
 
 
+IDEAL = PortImpairments()
+
+
 def image_rejection_db(gain_imbalance_db: float, phase_imbalance_deg: float) -> float:
     """Power of a signal over that of its image behind an imbalanced mixer [dB]; infinite without imbalance."""
     gain = 10.0 ** (gain_imbalance_db / 20.0)

@@ -86,8 +86,7 @@ def _turn(planes, phases, sign):  # type: ignore[no-untyped-def]
         square = angle * angle
         s = angle * (
             np.float32(1.0)
-            + square
-            * (np.float32(-1 / 6) + square * (np.float32(1 / 120) + square * np.float32(-1 / 5040)))
+            + square * (np.float32(-1 / 6) + square * (np.float32(1 / 120) + square * np.float32(-1 / 5040)))
         )
         half_square = np.float32(2.0) * s * s
         c = np.sqrt(np.float32(1.0) - s * s)

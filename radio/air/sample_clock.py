@@ -118,7 +118,9 @@ class SampleClock:
             for burst_first, samples in near:
                 begins, ends = max(burst_first, low), min(burst_first + samples.shape[1], high)
                 if begins < ends:
-                    source[:, begins - low : ends - low] = samples[:, begins - burst_first : ends - burst_first]
+                    source[:, begins - low : ends - low] = samples[
+                        :, begins - burst_first : ends - burst_first
+                    ]
             origin = anchor - self.delay_samples
             part = np.empty((2, stop - start), np.float32)
             interpolate(source, low - origin, start, 1, anchor, self.drift, part)

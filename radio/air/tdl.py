@@ -7,6 +7,7 @@ K factor of the profiles with a line of sight may be chosen (7.7.6).  How taps m
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +22,7 @@ LOS_DOPPLER_SHARE: Final = 0.7  # Doppler shift of the line of sight over the ma
 EXPONENTIAL: Final = "exponential"
 # Taps of the interpolated response are left out at both ends while they carry less than this together.
 _TRIMMED_SHARE = 1e-7
+MAX_DELAY_SAMPLES = 4096  # of the latest path: each sample of delay is a tap to compute
 
 # (normalised delay, power [dB]) of the scattered paths.
 _PATHS: Final[dict[str, tuple[tuple[float, float], ...]]] = {
@@ -159,7 +161,8 @@ class TdlPaths:
     def delay_spread_s(self) -> float:
         """RMS delay spread, the line of sight included [s]."""
         mean_s = float(self.powers @ self.delays_s)
-        return float(np.sqrt(max(self.powers @ self.delays_s**2 - mean_s**2, 0.0)))
+        variance = float(self.powers @ self.delays_s**2) - mean_s**2
+        return math.sqrt(max(variance, 0.0))
 
 
 def tdl_paths(profile: str, delay_spread_s: float, rician_k_db: float | None = None) -> TdlPaths:
@@ -189,7 +192,8 @@ def tdl_paths(profile: str, delay_spread_s: float, rician_k_db: float | None = N
     if not 0.0 <= delay_spread_s < np.inf:
         raise RadioConfigurationError(f"a delay spread of {delay_spread_s} s for {profile}")
     table = np.array(_PATHS[profile])
-    delays, powers = table[:, 0], np.asarray(db_to_linear(table[:, 1]))
+    delays: NDArray[np.float64] = table[:, 0]
+    powers: NDArray[np.float64] = 10.0 ** (table[:, 1] / 10.0)
     if profile not in _LINE_OF_SIGHT_DB:
         if rician_k_db is not None:
             raise RadioConfigurationError(
@@ -230,8 +234,18 @@ def tdl_taps(paths: TdlPaths, sample_rate_hz: float) -> TdlTaps:
     """Band-limited taps of a profile, by :mod:`radio.air.fractional`.
 
     At both ends those taps are left out which together carry less than 1e-7 of the mean power.
+
+    Raises
+    ------
+    RadioConfigurationError
+        The latest path lies beyond 4096 samples.
     """
     delays_samples = np.append(paths.delays_s, 0.0) * sample_rate_hz
+    if delays_samples.max() > MAX_DELAY_SAMPLES:
+        raise RadioConfigurationError(
+            f"the latest path comes {delays_samples.max():.0f} samples late, and {MAX_DELAY_SAMPLES} can be "
+            "had: take a smaller delay spread or, with a line of sight, a smaller K factor"
+        )
     weights = project_on_grid(delays_samples)
     powers = np.append(paths.powers, paths.line_of_sight) @ weights**2
     first = int(np.argmax(np.cumsum(powers) > _TRIMMED_SHARE))
