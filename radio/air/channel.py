@@ -228,7 +228,8 @@ class LinkChannel:
         if self._grid is None:
             taps[..., 0] += self._constant * np.exp(1j * self._constant_phase)
         else:
-            taps = taps @ self._grid.weights
+            # No matrix product: its rounding may depend on how many instants are asked for at once.
+            taps = (taps[..., :, None] * self._grid.weights).sum(axis=-2)
             if self._constant:
                 cycles = LOS_DOPPLER_SHARE * self.parameters.fading.doppler_hz * time[..., 0]
                 line_of_sight = np.exp(1j * (2 * np.pi * np.mod(cycles, 1.0) + self._constant_phase))

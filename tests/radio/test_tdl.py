@@ -184,3 +184,12 @@ def test_the_exponential_profile_is_what_it_was() -> None:
 def test_impossible_profiles_are_refused_in_words(fading: FadingProfile, words: str) -> None:
     with pytest.raises(RadioConfigurationError, match=words):
         LinkChannel(LinkParameters("a", "b", 0.0, fading=fading), 1, RATE_HZ)
+
+
+def test_taps_do_not_depend_on_how_many_instants_are_asked_for() -> None:
+    fading = FadingProfile(100e-9, doppler_hz=30.0, profile="tdl-e")
+    channel = LinkChannel(LinkParameters("a", "b", 0.0, fading=fading), 1, RATE_HZ)
+    times_s = np.arange(97) * 1e-3
+    whole = channel.taps_at(times_s)
+    assert all((channel.taps_at(time_s) == row).all() for time_s, row in zip(times_s, whole, strict=True))
+    assert (channel.taps_at(times_s[5:31]) == whole[5:31]).all()
