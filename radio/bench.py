@@ -19,8 +19,11 @@ from numpy.typing import NDArray
 
 from radio.air.channel import FadingProfile, LinkParameters
 from radio.air.core import AirCore, AirParameters, PortParameters, WindowRequest
+from radio.air.front_end import IDEAL, PortImpairments, ReceiverImpairments, TransmitterImpairments
+from radio.air.interference import Interference
 from radio.air.kernels import add_link, receive_convert
 from radio.air.noise import fill_noise, gaussian_noise, noise_key
+from radio.air.oscillator import PhaseNoise
 from radio.coding.transport_block import decode, encode, transport_block_code
 from radio.modulation import Modulation, demodulate_llr, modulate
 from radio.numerology import Numerology
@@ -150,6 +153,13 @@ _AMPLITUDE = 0.01**0.5  # of a subcarrier: 800 of 1024 radiate 21 dB below full 
 # Six taps over half a microsecond, a carrier offset and a timing offset, as a lab's link has them;
 # scattered power is so low that no subchannel fades below what its MCS needs.
 _FADING = FadingProfile(delay_spread_s=150e-9, num_taps=6, rician_k_db=15.0, doppler_hz=2.0)
+_TDL = FadingProfile(delay_spread_s=100e-9, doppler_hz=2.0, profile="tdl-c")
+# What an ADALM-PLUTO has, about; both ends the same.
+_PHASE_NOISE = PhaseNoise(0.5, 50e3)
+_TRANSMITTER = TransmitterImpairments(0.1, 1.0, -50.0, 0.0)
+_RECEIVER = ReceiverImpairments(0.1, 1.0, -50.0)
+_DRIFT_PPM = 5.0
+_INTERFERENCE = Interference("server", "noise", -90.0, 3e6, 1e6)
 
 
 class _Link:
@@ -158,13 +168,37 @@ class _Link:
     The path loss gives the mean SNR per subcarrier.
     """
 
-    def __init__(self, snr_db: float, cfo_hz: float = 700.0, noise_only: bool = False) -> None:
+    def __init__(
+        self,
+        snr_db: float,
+        cfo_hz: float = 700.0,
+        noise_only: bool = False,
+        *,
+        fading: FadingProfile = _FADING,
+        impairments: PortImpairments = IDEAL,
+        clock_drift_ppm: float = 0.0,
+        interference: tuple[Interference, ...] = (),
+    ) -> None:
         noise_w = thermal_noise_w_per_hz(7.0) * LAPTOP.sample_rate_hz
         path_loss_db = _TX_FULL_SCALE_DBM + 20 * np.log10(_AMPLITUDE) - snr_db - float(watt_to_dbm(noise_w))
-        link = LinkParameters("client", "server", path_loss_db, 0.0, cfo_hz, 9, _FADING)
-        ports = tuple(PortParameters(name, _TX_FULL_SCALE_DBM) for name in ("client", "server"))
+        link = LinkParameters(
+            "client",
+            "server",
+            path_loss_db,
+            0.0,
+            cfo_hz,
+            9,
+            fading,
+            clock_drift_ppm=clock_drift_ppm,
+            clock_realign_samples=LAPTOP.frame_samples,
+        )
+        ports = tuple(
+            PortParameters(name, _TX_FULL_SCALE_DBM, impairments=impairments) for name in ("client", "server")
+        )
         links = () if noise_only else (link,)
-        self._air = AirCore(AirParameters(1, LAPTOP.sample_rate_hz, LAPTOP.slot_samples, ports, links))
+        self._air = AirCore(
+            AirParameters(1, LAPTOP.sample_rate_hz, LAPTOP.slot_samples, ports, links, interference)
+        )
         # Puts the strongest signal some 12 dB below full scale: no clipping.
         self._air.set_rx_gain("server", path_loss_db - _TX_FULL_SCALE_DBM)
         self._cycles_per_sample = cfo_hz / LAPTOP.sample_rate_hz
@@ -214,6 +248,32 @@ def air_cases() -> Iterator[Case]:
     quiet = (samples * np.float32(0.02)).astype(np.complex64)
     # Everything that a window costs: rotation, both converters, taps, noise.
     yield Case("air_window", "MS/s", work, lambda: link.frame(quiet), {"num_taps": 6})
+    yield from _impaired_air_cases(quiet)
+
+
+def _impaired_air_cases(quiet: NDArray[np.complex64]) -> Iterator[Case]:
+    """Yield ``air_window`` with a TDL channel, with one impairment each, and with all of them."""
+    work = LAPTOP.frame_samples * 1e-6
+    all_of_them = PortImpairments(_PHASE_NOISE, _TRANSMITTER, _RECEIVER)
+    amplifier = TransmitterImpairments(pa_saturation_dbfs=0.0)
+    mixer = TransmitterImpairments(0.1, 1.0, -50.0)
+    links = {
+        "air_tdl": _Link(CHAIN_SNR_DB, fading=_TDL),
+        "air_phase_noise": _Link(CHAIN_SNR_DB, impairments=PortImpairments(_PHASE_NOISE)),
+        "air_iq_dc": _Link(CHAIN_SNR_DB, impairments=PortImpairments(None, mixer, _RECEIVER)),
+        "air_rapp": _Link(CHAIN_SNR_DB, impairments=PortImpairments(None, amplifier)),
+        "air_clock_drift": _Link(CHAIN_SNR_DB, clock_drift_ppm=_DRIFT_PPM),
+        "air_interference": _Link(CHAIN_SNR_DB, interference=(_INTERFERENCE,)),
+        "air_impaired": _Link(
+            CHAIN_SNR_DB,
+            fading=_TDL,
+            impairments=all_of_them,
+            clock_drift_ppm=_DRIFT_PPM,
+            interference=(_INTERFERENCE,),
+        ),
+    }
+    for name, link in links.items():
+        yield Case(name, "MS/s", work, functools.partial(link.frame, quiet))
 
 
 def modem_cases() -> Iterator[Case]:

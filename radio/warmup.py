@@ -20,8 +20,12 @@ except ImportError:  # not a Unix: processes that start together compile side by
     fcntl = None  # type: ignore[assignment]
 
 KERNEL_MODULES = (
+    "radio.air.front_end",
+    "radio.air.interference",
+    "radio.air.interpolation",
     "radio.air.kernels",
     "radio.air.noise",
+    "radio.air.oscillator",
     "radio.coding.crc",
     "radio.coding.transport_block",
     "radio.grid",

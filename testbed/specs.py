@@ -15,10 +15,13 @@ from nodes.messages import (
 )
 from radio.air.channel import FadingProfile, LinkParameters
 from radio.air.core import AirParameters, PortParameters
+from radio.air.front_end import PortImpairments, ReceiverImpairments, TransmitterImpairments
+from radio.air.interference import Interference
+from radio.air.oscillator import PhaseNoise
 from radio.air.process import AirSetup
 from radio.numerology import Numerology
 from radio.units import dbm_to_watt, seconds_to_ns, watt_to_dbm
-from testbed.config.schema import Experiment, Fading, Lab, Processor, Scenario
+from testbed.config.schema import Experiment, Fading, Impairments, Lab, Processor, Scenario
 from testbed.scenario import resolve_scenario
 
 RX_FULL_SCALE_DBM = 0.0  # of the emulated front ends, at a receiver gain of 0 dB
@@ -67,6 +70,7 @@ def air_setup(experiment: Experiment, lab: Lab) -> AirSetup:
             lab.radio.noise_figure_db,
             lab.radio.converter_bits,
             muted=port.name in lab.radio.muted,
+            impairments=impairments_of(lab, port.name),
         )
         for port in ports_of(experiment, lab)
     )
@@ -89,6 +93,8 @@ def air_setup(experiment: Experiment, lab: Lab) -> AirSetup:
                 fading,
                 truth.attenuation_db,
                 truth.redraw_rounds,
+                sign * channel.clock_drift_ppm,
+                numerology.frame_samples,
             )
             for transmitter, receiver, sign in ends
         )
@@ -99,6 +105,7 @@ def air_setup(experiment: Experiment, lab: Lab) -> AirSetup:
             numerology.slot_samples,
             ports,
             tuple(links),
+            interference_of(lab),
         ),
         numerology.frame_samples,
         shared_memory=lab.radio.plane != "network",
@@ -111,7 +118,41 @@ def fading_of(fading: Fading, scenario: Scenario | None) -> FadingProfile:
     if scenario is not None and scenario.fading is not None:
         doppler_hz, round_correlation = scenario.fading.doppler_hz or 0.0, scenario.fading.correlation
     return FadingProfile(
-        fading.delay_spread_s, fading.num_taps, fading.rician_k_db, doppler_hz, round_correlation
+        fading.delay_spread_s,
+        fading.num_taps,
+        fading.rician_k_db,
+        doppler_hz,
+        round_correlation,
+        fading.profile,
+    )
+
+
+def impairments_of(lab: Lab, name: str) -> PortImpairments:
+    """Analogue hardware of a port: its own where the lab gives it any, else that of all radios."""
+    own: dict[str, Impairments | None] = {board.name: board.impairments for board in lab.boards}
+    own[lab.server.name] = lab.server.impairments
+    section = own[name] or lab.radio.impairments
+    noise = section.phase_noise
+    return PortImpairments(
+        None if noise is None else PhaseNoise(noise.rms_deg, noise.bandwidth_hz),
+        TransmitterImpairments(**section.transmitter.model_dump()),
+        ReceiverImpairments(**section.receiver.model_dump()),
+    )
+
+
+def interference_of(lab: Lab) -> tuple[Interference, ...]:
+    """What others send, as the air is told of it."""
+    return tuple(
+        Interference(
+            section.receiver,
+            section.kind,
+            section.power_dbm,
+            section.centre_hz,
+            section.bandwidth_hz or 0.0,
+            section.duty,
+            section.period_s,
+        )
+        for section in lab.interference
     )
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from radio.air.sample_clock import SampleClock
+from radio.air.tdl import EXPONENTIAL, LOS_DOPPLER_SHARE, TdlPaths, TdlTaps, tdl_paths, tdl_taps
 from radio.errors import RadioConfigurationError
 from radio.randomness import generator
 from radio.units import db_to_linear
@@ -23,23 +26,26 @@ KEPT_ROUNDS = 4  # whose taps are kept: receivers may lag behind each other by a
 
 @dataclass(frozen=True)
 class FadingProfile:
-    """Tapped delay line with an exponential power-delay profile.
+    """Tapped delay line: how power is spread over delays, and how it moves.
 
     Attributes
     ----------
     delay_spread_s
-        RMS delay spread [s] that the profile aims at.
+        RMS delay spread [s] that the exponential profile aims at, and the others have.
     num_taps
-        Number of taps; 1 is a flat channel.
+        Number of taps of the exponential profile; 1 is a flat channel.  The others bring their own.
     rician_k_db
-        Power of the constant part of the first tap over the scattered power of the whole channel
-        [dB]; ``None`` is Rayleigh.
+        Power of the constant part (of the first tap) over the scattered power of the whole channel
+        [dB]; ``None`` is Rayleigh, or what the table of TDL-D or TDL-E says.
     doppler_hz
         Maximum Doppler shift [Hz]; 0 freezes the channel.
     round_correlation
         ``None``: the channel moves with time, as ``doppler_hz`` says.  Otherwise rho in [0, 1): taps
         stand still within a round, and from round to round each scattered tap is a first-order
         autoregressive process, whose correlation over k rounds is rho^k.
+    profile
+        ``exponential``, with taps on whole samples, or one of :data:`radio.air.tdl.TDL_PROFILES`, whose
+        paths lie at any delay and whose line of sight has 0.7 of the maximum Doppler shift.
     """
 
     delay_spread_s: float = 0.0
@@ -47,6 +53,7 @@ class FadingProfile:
     rician_k_db: float | None = None
     doppler_hz: float = 0.0
     round_correlation: float | None = None
+    profile: str = EXPONENTIAL
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,8 @@ class LinkParameters:
     redraw_rounds
         From each of these rounds on the scattered part is an independent realisation: somebody moved
         furniture, and another subchannel becomes the best.
+    clock_drift_ppm, clock_realign_samples
+        The transmitter's sample clock against the receiver's; see :mod:`radio.air.sample_clock`.
     """
 
     transmitter: str
@@ -71,6 +80,17 @@ class LinkParameters:
     fading: FadingProfile = FadingProfile()
     attenuation_db: tuple[float, ...] = ()
     redraw_rounds: tuple[int, ...] = ()
+    clock_drift_ppm: float = 0.0
+    clock_realign_samples: int = 0
+
+
+@lru_cache(maxsize=64)
+def _tdl(
+    profile: str, delay_spread_s: float, rician_k_db: float | None, sample_rate_hz: float
+) -> tuple[TdlPaths, TdlTaps]:
+    """A profile's paths and taps, the same for all links that have it."""
+    paths = tdl_paths(profile, delay_spread_s, rician_k_db)
+    return paths, tdl_taps(paths, sample_rate_hz)
 
 
 class LinkChannel:
@@ -88,7 +108,9 @@ class LinkChannel:
     Raises
     ------
     RadioConfigurationError
-        A round correlation outside of [0, 1), or beside a Doppler shift; an attenuation that is no number.
+        A round correlation outside of [0, 1), or beside a Doppler shift; an attenuation that is no number;
+        a profile that there is not, or without the line of sight whose K factor is given; a clock drift
+        that no clock has.
 
     Notes
     -----
@@ -105,23 +127,24 @@ class LinkChannel:
         self._check(parameters)
         self._key = (seed, "fading", parameters.transmitter, parameters.receiver)
         rng = generator(*self._key)
-        spacing = self._tap_spacing(fading, sample_rate_hz)
-        tap_index = np.arange(fading.num_taps)
-        if fading.num_taps == 1 or fading.delay_spread_s == 0.0:
-            powers = np.zeros(fading.num_taps)
-            powers[0] = 1.0
-        else:
-            powers = np.exp(-tap_index * spacing / (fading.delay_spread_s * sample_rate_hz))
-            powers /= powers.sum()
-        self.delays: NDArray[np.int64] = (tap_index * spacing + parameters.timing_offset_samples).astype(
-            np.int64
+        drifts = parameters.clock_drift_ppm != 0.0
+        self.clock = (
+            SampleClock(parameters.clock_drift_ppm, parameters.clock_realign_samples) if drifts else None
         )
+        self._grid: TdlTaps | None = None  # None: each path is a tap
         mean_power = float(db_to_linear(parameters.antenna_gain_db - parameters.path_loss_db))
-        if fading.rician_k_db is None:
-            scattered, constant = 1.0, 0.0
-        else:
-            k_factor = float(db_to_linear(fading.rician_k_db))
+        if fading.profile == EXPONENTIAL:
+            offsets, powers = self._exponential(fading, sample_rate_hz)
+            k_factor = 0.0 if fading.rician_k_db is None else float(db_to_linear(fading.rician_k_db))
             scattered, constant = 1.0 / (1.0 + k_factor), k_factor / (1.0 + k_factor)
+        else:
+            paths, self._grid = _tdl(
+                fading.profile, fading.delay_spread_s, fading.rician_k_db, sample_rate_hz
+            )
+            offsets, powers = np.arange(self._grid.weights.shape[1]), paths.powers
+            scattered, constant = 1.0, paths.line_of_sight
+        self.delays: NDArray[np.int64] = (offsets + parameters.timing_offset_samples).astype(np.int64)
+        self._num_paths = len(powers)
         self._scattered = np.sqrt(mean_power * scattered * powers)
         self._sinusoid = np.sqrt(mean_power * scattered * powers / NUM_SINUSOIDS)
         self._constant = np.sqrt(mean_power * constant)
@@ -129,7 +152,7 @@ class LinkChannel:
         self._redraws = [0, *sorted({index for index in parameters.redraw_rounds if index > 0})]
         self._waves = {0: self._draw_waves(rng)}
         self._constant_phase = 2 * np.pi * rng.random()
-        self._states: dict[int, NDArray[np.complex128]] = {}  # s_r of the latest rounds, [num_taps]
+        self._states: dict[int, NDArray[np.complex128]] = {}  # s_r of the latest rounds, [num_paths]
 
     @staticmethod
     def _check(parameters: LinkParameters) -> None:
@@ -145,10 +168,25 @@ class LinkChannel:
             raise RadioConfigurationError(f"an attenuation from {link} is no number")
 
     def _draw_waves(self, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Doppler shifts [Hz] and phases of the sinusoids of each tap, ``[num_taps, NUM_SINUSOIDS]``."""
-        shape = (self.parameters.fading.num_taps, NUM_SINUSOIDS)
+        """Doppler shifts [Hz] and phases of the sinusoids of each path, ``[num_paths, NUM_SINUSOIDS]``."""
+        shape = (self._num_paths, NUM_SINUSOIDS)
         angles = 2 * np.pi * (np.arange(NUM_SINUSOIDS) + rng.random(shape)) / NUM_SINUSOIDS
         return self.parameters.fading.doppler_hz * np.cos(angles), 2 * np.pi * rng.random(shape)
+
+    @classmethod
+    def _exponential(
+        cls, fading: FadingProfile, sample_rate_hz: float
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Delay [samples] and share of the scattered power of each tap."""
+        spacing = cls._tap_spacing(fading, sample_rate_hz)
+        tap_index = np.arange(fading.num_taps)
+        if fading.num_taps == 1 or fading.delay_spread_s == 0.0:
+            powers = np.zeros(fading.num_taps)
+            powers[0] = 1.0
+        else:
+            powers = np.exp(-tap_index * spacing / (fading.delay_spread_s * sample_rate_hz))
+            powers /= powers.sum()
+        return tap_index * spacing, powers
 
     @staticmethod
     def _tap_spacing(fading: FadingProfile, sample_rate_hz: float) -> int:
@@ -156,6 +194,18 @@ class LinkChannel:
         if fading.num_taps == 1:
             return 1
         return max(1, round(3.0 * fading.delay_spread_s * sample_rate_hz / (fading.num_taps - 1)))
+
+    def source_span(self, first: int, end: int) -> tuple[int, int]:
+        """First and end of the transmitter's samples that receiver samples first..end depend on."""
+        low, high = first - self.max_delay_samples, end - self.min_delay_samples
+        return (low, high) if self.clock is None else self.clock.source_span(low, high)
+
+    def spoken_for(self, end: int) -> int:
+        """Sample before which the transmitter must have spoken for all that is received before `end`.
+
+        By what its own clock counts; beyond `end` only of a transmitter whose clock runs fast, and free.
+        """
+        return end if self.clock is None else max(end, self.source_span(end - 1, end)[1])
 
     @property
     def min_delay_samples(self) -> int:
@@ -175,7 +225,15 @@ class LinkChannel:
         else:
             still = self._scattered * self._state(round_index)
             taps = np.broadcast_to(still, (*time.shape[:-2], len(still))).copy()
-        taps[..., 0] += self._constant * np.exp(1j * self._constant_phase)
+        if self._grid is None:
+            taps[..., 0] += self._constant * np.exp(1j * self._constant_phase)
+        else:
+            # No matrix product: its rounding may depend on how many instants are asked for at once.
+            taps = (taps[..., :, None] * self._grid.weights).sum(axis=-2)
+            if self._constant:
+                cycles = LOS_DOPPLER_SHARE * self.parameters.fading.doppler_hz * time[..., 0]
+                line_of_sight = np.exp(1j * (2 * np.pi * np.mod(cycles, 1.0) + self._constant_phase))
+                taps += self._constant * line_of_sight * self._grid.line_of_sight
         attenuation_db = self.parameters.attenuation_db
         if attenuation_db:
             taps *= 10.0 ** (-attenuation_db[min(round_index, len(attenuation_db) - 1)] / 20.0)
@@ -192,7 +250,7 @@ class LinkChannel:
         return self._waves[redraw]
 
     def _state(self, round_index: int) -> NDArray[np.complex128]:
-        """s_r, ``[num_taps]``: always the same steps from the same start, whatever is kept of them."""
+        """s_r, ``[num_paths]``: always the same steps from the same start, whatever is kept of them."""
         redraw, rho = self._redraw_of(round_index), self.parameters.fading.round_correlation
         assert rho is not None
         known = [index for index in self._states if redraw <= index <= round_index]
@@ -207,8 +265,6 @@ class LinkChannel:
         return state
 
     def _innovation(self, round_index: int) -> NDArray[np.complex128]:
-        """w_r, ``[num_taps]``: circular Gaussian of unit variance."""
-        parts = generator(*self._key, "round", round_index).standard_normal(
-            (2, self.parameters.fading.num_taps)
-        )
+        """w_r, ``[num_paths]``: circular Gaussian of unit variance."""
+        parts = generator(*self._key, "round", round_index).standard_normal((2, self._num_paths))
         return np.asarray((parts[0] + 1j * parts[1]) * np.sqrt(0.5))

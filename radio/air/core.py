@@ -25,6 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radio.air.channel import LinkChannel, LinkParameters
+from radio.air.front_end import IDEAL, FrontEnd, PortImpairments
+from radio.air.interference import Interference, Interferer
 from radio.air.kernels import add_link, receive_convert, transmit_convert
 from radio.air.noise import fill_noise, noise_key
 from radio.errors import GapError, LateBurstError, LateRoundError, RadioConfigurationError
@@ -47,6 +49,8 @@ class PortParameters:
         Power at the receive port that reaches full scale with a receiver gain of 0 dB.
     muted
         The power amplifier is off: bursts are accepted and nothing is radiated.
+    impairments
+        Of its analogue hardware; ideal by default.
     """
 
     name: str
@@ -55,6 +59,7 @@ class PortParameters:
     noise_figure_db: float = 7.0
     converter_bits: int = 12
     muted: bool = False
+    impairments: PortImpairments = IDEAL
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class AirParameters:
     tap_update_samples: int
     ports: tuple[PortParameters, ...]
     links: tuple[LinkParameters, ...]
+    interference: tuple[Interference, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,8 @@ class _Burst:
 class _Port:
     parameters: PortParameters
     noise_key: NDArray[np.uint32]
+    front_end: FrontEnd
+    interferers: list[Interferer] = field(default_factory=list)
     rx_gain_db: float = 0.0
     attached: bool = True
     listening: bool = False  # has attached or asked for a window: bursts are kept for it
@@ -131,17 +139,23 @@ class AirCore:
     def __init__(self, parameters: AirParameters, observer: Observer = ignore) -> None:
         self.parameters = parameters
         self._observe = observer
+        seed, rate_hz = parameters.seed, parameters.sample_rate_hz
         self._ports = {
-            port.name: _Port(port, noise_key(parameters.seed, "noise", port.name))
+            port.name: _Port(
+                port,
+                noise_key(seed, "noise", port.name),
+                FrontEnd(port.impairments, seed, port.name, rate_hz),
+            )
             for port in parameters.ports
         }
+        for index, interference in enumerate(parameters.interference):
+            interferer = Interferer(interference, seed, index, rate_hz)
+            self._port(interference.receiver).interferers.append(interferer)
         self._heard_by: dict[str, list[LinkChannel]] = {name: [] for name in self._ports}
         for link in parameters.links:
             for end in (link.transmitter, link.receiver):
                 self._port(end)
-            self._heard_by[link.receiver].append(
-                LinkChannel(link, parameters.seed, parameters.sample_rate_hz)
-            )
+            self._heard_by[link.receiver].append(LinkChannel(link, seed, rate_hz))
         self._round_begins = [0]  # first sample of each round that the air was told of, ascending
         self._round_indices = [0]
 
@@ -199,6 +213,8 @@ class AirCore:
             clipped = transmit_convert(source, port.parameters.converter_bits, converted)
             if clipped:
                 self._observe(RadioEvent(RadioEventKind.CLIPPED, name, first_sample, clipped, "transmitter"))
+            if not port.front_end.sends_ideally:
+                port.front_end.send(converted, first_sample)
             port.bursts.append(_Burst(first_sample, converted))
             self._drop_old(port)
         port.spoken_until = max(first_sample + len(samples), silent_until)
@@ -272,7 +288,8 @@ class AirCore:
         for link in self._heard_by[request.receiver]:
             source = self._port(link.parameters.transmitter)
             # Nothing was dropped at the start of a run.
-            if source.dropped_until and request.first_sample < source.dropped_until + link.max_delay_samples:
+            needed_from, _ = link.source_span(request.first_sample, request.first_sample + 1)
+            if source.dropped_until and needed_from < source.dropped_until:
                 self._observe(RadioEvent(RadioEventKind.GAP, request.receiver, request.first_sample))
                 raise GapError(
                     f"{request.receiver} asked for samples from {request.first_sample} on, but bursts of "
@@ -285,9 +302,10 @@ class AirCore:
         name = port.parameters.name
         heard = max(
             (
-                self._ports[receiver].heard_until
+                link.spoken_for(self._ports[receiver].heard_until)
                 for receiver, links in self._heard_by.items()
-                if any(link.parameters.transmitter == name for link in links)
+                for link in links
+                if link.parameters.transmitter == name
             ),
             default=0,
         )
@@ -303,11 +321,11 @@ class AirCore:
         name = port.parameters.name
         passed = min(
             (
-                self._ports[receiver].heard_until - max(link.max_delay_samples for link in links)
+                link.source_span(self._ports[receiver].heard_until, self._ports[receiver].heard_until + 1)[0]
                 for receiver, links in self._heard_by.items()
-                if self._ports[receiver].attached
-                and self._ports[receiver].listening
-                and any(link.parameters.transmitter == name for link in links)
+                if self._ports[receiver].attached and self._ports[receiver].listening
+                for link in links
+                if link.parameters.transmitter == name
             ),
             default=0,
         )
@@ -329,7 +347,7 @@ class AirCore:
         end = request.first_sample + request.num_samples
         for link in self._heard_by[request.receiver]:
             source = self._ports[link.parameters.transmitter]
-            if not source.attached or source.spoken_until >= end:
+            if not source.attached or source.spoken_until >= link.spoken_for(end):
                 continue
             if not source.standing_down or source.parameters.name in request.expected:
                 return False
@@ -345,7 +363,7 @@ class AirCore:
         names = []
         for link in self._heard_by[receiver]:
             source = self._ports[link.parameters.transmitter]
-            if source.attached and source.spoken_until < end:
+            if source.attached and source.spoken_until < link.spoken_for(end):
                 names.append(source.parameters.name)
         return names
 
@@ -358,9 +376,13 @@ class AirCore:
         fill_noise(window, first, port.noise_key, np.float32(np.sqrt(noise_w / 2)))
         for link in self._heard_by[port.parameters.name]:
             self._add_source(window, first, end, link)
+        for interferer in port.interferers:
+            interferer.add(window, first)
         gain = float(np.sqrt(db_to_linear(port.rx_gain_db))) / _amplitude_sqrt_w(
             port.parameters.rx_full_scale_dbm
         )
+        if not port.front_end.receives_ideally:
+            port.front_end.receive(window, first, 1.0 / gain)
         samples = np.empty(request.num_samples, np.complex64)
         clipped = receive_convert(window, gain, port.parameters.converter_bits, samples)
         if clipped:
@@ -373,12 +395,17 @@ class AirCore:
     def _add_source(self, window: NDArray[np.float32], first: int, end: int, link: LinkChannel) -> None:
         """Add what one link carries into samples first..end of a window."""
         source = self._ports[link.parameters.transmitter]
-        heard = [
-            burst
-            for burst in source.bursts
-            if burst.first_sample + link.min_delay_samples < end
-            and burst.end + link.max_delay_samples > first
-        ]
+        if link.clock is None:
+            heard = [
+                burst
+                for burst in source.bursts
+                if burst.first_sample + link.min_delay_samples < end
+                and burst.end + link.max_delay_samples > first
+            ]
+        else:  # all of them as one, by the receiver's clock
+            sent = ((burst.first_sample, burst.samples) for burst in source.bursts)
+            found = link.clock.heard(sent, first - link.max_delay_samples, end - link.min_delay_samples)
+            heard = [] if found is None else [_Burst(*found)]
         if not heard:
             return
         update = self.parameters.tap_update_samples

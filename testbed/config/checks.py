@@ -16,8 +16,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from radio.air.fractional import HALF_WIDTH
+from radio.air.tdl import EXPONENTIAL, PROFILES_WITH_LINE_OF_SIGHT, tdl_paths, tdl_span_samples
+from radio.errors import RadioConfigurationError
 from testbed.config.messages import closest, number_text
-from testbed.config.schema import Board, Change, Experiment, Lab, NumerologySection, Scenario
+from testbed.config.schema import (
+    Board,
+    Change,
+    Experiment,
+    Fading,
+    Interference,
+    Lab,
+    NumerologySection,
+    Scenario,
+)
 from testbed.config.yamltree import Path
 from testbed.scenario import MAX_DEPTH_DB, attenuation_by_round, position_of, resolve_scenario
 
@@ -32,6 +44,10 @@ MIN_SLOT_SYMBOLS = 4
 MIN_SLOT_BITS = 256
 # The emulated air puts a profile's last tap here, on whole samples: its power has fallen by 13 dB.
 LAST_TAP_DELAY_SPREADS = 3.0
+# Of a TDL profile's power, what may come later than the cyclic prefix: 30 dB below the signal.
+MAX_LATE_SHARE = 1e-3
+# Bandwidths of an oscillator's loop that the emulated air can compute, over the sample rate.
+PHASE_NOISE_BANDWIDTHS = (1e-5, 0.25)
 # Beyond half a spacing an offset can't be told from one of the neighbouring subcarrier.
 MAX_CFO_SPACINGS = 0.5
 # A board's slowdown by round travels in one control message, with 9 bytes for each round.
@@ -117,6 +133,9 @@ _RANGES = (
     _Range("lab", "boards.*.channel.fading.delay_spread_s", 0, 1e-3, "s", _NS),
     _Range("lab", "boards.*.channel.fading.rician_k_db", -40, 60, "dB"),
     _Range("lab", "boards.*.channel.fading.doppler_hz", 0, 1e5, "Hz"),
+    _Range("lab", "boards.*.channel.clock_drift_ppm", -200, 200, "ppm"),
+    _Range("lab", "interference.*.power_dbm", -200, 30, "dBm", _MW),
+    _Range("lab", "interference.*.period_s", 1e-6, 1e3, "s", _MS),
     _Range("lab", "scenario.fading.doppler_hz", 0, 1e5, "Hz"),
 )
 
@@ -305,6 +324,62 @@ def _muted(experiment: Experiment, lab: Lab) -> Iterator[Finding]:
             yield Finding("lab", ("radio", "muted", index), f"there is no port {name}", hint)
 
 
+def _impairments(experiment: Experiment, lab: Lab) -> Iterator[Finding]:
+    sections: list[tuple[Path, Any]] = [
+        (("radio", "impairments"), lab.radio),
+        (("server", "impairments"), lab.server),
+    ]
+    for index, board in _known(_boards(lab)):
+        sections.append((("boards", index, "impairments"), board))
+    for path, owner in sections:
+        yield from _known(_phase_noise(experiment, path, owner))
+
+
+def _phase_noise(experiment: Experiment, path: Path, owner: Any) -> Iterator[Finding]:
+    if owner.impairments is None or owner.impairments.phase_noise is None:
+        return
+    bandwidth_hz = owner.impairments.phase_noise.bandwidth_hz
+    low_hz, high_hz = (share * experiment.numerology.sample_rate_hz for share in PHASE_NOISE_BANDWIDTHS)
+    if not low_hz <= bandwidth_hz <= high_hz:
+        message = (
+            f"a loop of {number_text(bandwidth_hz)} Hz can't be emulated at this sample rate, "
+            f"{number_text(low_hz)} to {number_text(high_hz)} Hz can"
+        )
+        yield Finding("lab", (*path, "phase_noise", "bandwidth_hz"), message)
+
+
+def _interference(experiment: Experiment, lab: Lab) -> Iterator[Finding]:
+    for index, section in _known(enumerate(lab.interference)):
+        for finding in _known(_interferer(experiment, lab, section)):
+            yield replace(finding, path=("interference", index, *finding.path))
+
+
+def _interferer(experiment: Experiment, lab: Lab, section: Interference) -> Iterator[Finding]:
+    ports = [lab.server.name, *(board.name for board in lab.boards)]
+    rate_hz = experiment.numerology.sample_rate_hz
+    if section.receiver not in ports:
+        near = closest(section.receiver, ports)
+        hint = f"did you mean {near}?" if near else f"ports: {', '.join(ports)}"
+        yield Finding("lab", ("receiver",), f"there is no port {section.receiver}", hint)
+    if section.kind == "noise" and section.bandwidth_hz is None:
+        yield Finding("lab", ("bandwidth_hz",), "noise needs one", "as in bandwidth_hz: 1e6")
+    elif section.kind == "tone" and section.bandwidth_hz is not None:
+        yield Finding("lab", ("bandwidth_hz",), "a tone has none", "leave it out, or write kind: noise")
+    elif section.bandwidth_hz is not None and not 1e-6 * rate_hz <= section.bandwidth_hz <= rate_hz:
+        message = (
+            f"{number_text(section.bandwidth_hz)} Hz is not within 1e-6 of the sample rate and all of it"
+        )
+        yield Finding("lab", ("bandwidth_hz",), message)
+    if abs(section.centre_hz) > rate_hz / 2:
+        message = (
+            f"{number_text(section.centre_hz)} Hz lies outside of what a receiver of "
+            f"{number_text(rate_hz)} samples/s hears"
+        )
+        yield Finding("lab", ("centre_hz",), message)
+    if section.period_s * rate_hz < 1:
+        yield Finding("lab", ("period_s",), "this period is shorter than a sample")
+
+
 _ENDPOINT = re.compile(r"tcp://(?P<host>\[[0-9a-fA-F:.]+\]|[^:/\[\]]+):(?P<port>\*|[0-9]{1,5})")
 
 
@@ -484,18 +559,51 @@ def _board_prefix(experiment: Experiment, lab: Lab, board: Board) -> Iterator[Fi
         return
     grid, fading = experiment.numerology, board.channel.fading
     tail = 0
-    if fading.num_taps > 1:
+    if fading.profile != EXPONENTIAL:
+        paths = tdl_paths(fading.profile, fading.delay_spread_s, _k_factor_db(fading))
+        try:
+            tail = tdl_span_samples(paths, grid.sample_rate_hz, MAX_LATE_SHARE)
+        except RadioConfigurationError as exc:
+            yield Finding("lab", ("channel", "fading", "delay_spread_s"), str(exc))
+            return
+    elif fading.num_taps > 1:
         gaps = fading.num_taps - 1
         last = LAST_TAP_DELAY_SPREADS * fading.delay_spread_s * grid.sample_rate_hz
         tail = gaps * max(1, round(last / gaps))
+    drifting = ""
+    if board.channel.clock_drift_ppm:
+        frame_samples = grid.slots_per_frame * grid.symbols_per_slot * (grid.fft_size + grid.prefix_samples)
+        drift = HALF_WIDTH + math.ceil(abs(board.channel.clock_drift_ppm) * 1e-6 * frame_samples)
+        tail, drifting = tail + drift, f", {drift} of them for a drifting clock,"
     offset = board.channel.timing_offset_samples
     if offset + tail > grid.prefix_samples:
         message = (
-            f"{offset} samples of timing offset and {tail} of delay spread exceed the cyclic prefix of "
-            f"{grid.prefix_samples} samples: symbols would run into each other"
+            f"{offset} samples of timing offset and {tail} of delay spread{drifting} exceed the cyclic prefix "
+            f"of {grid.prefix_samples} samples: symbols would run into each other"
         )
         hint = f"at most {grid.prefix_samples - tail}" if tail <= grid.prefix_samples else None
         yield Finding("lab", ("channel", "timing_offset_samples"), message, hint)
+
+
+def _k_factor_db(fading: Fading) -> float | None:
+    """K factor of a TDL profile that has a line of sight; another one is a finding of its own."""
+    return fading.rician_k_db if fading.profile in PROFILES_WITH_LINE_OF_SIGHT else None
+
+
+def _board_profile(experiment: Experiment, lab: Lab, board: Board) -> Iterator[Finding]:
+    if board.channel is None or board.channel.fading.profile == EXPONENTIAL:
+        return
+    fading, path = board.channel.fading, ("channel", "fading")
+    if fading.num_taps != 1:
+        message = f"{fading.profile} has the taps of its table"
+        yield Finding("lab", (*path, "num_taps"), message, "write num_taps: 1, or leave it out")
+    if fading.delay_spread_s == 0:
+        message = f"{fading.profile} is scaled to a delay spread, and this one is 0"
+        yield Finding("lab", (*path, "delay_spread_s"), message, "as in delay_spread_s: 100e-9")
+    if fading.rician_k_db is not None and fading.profile not in PROFILES_WITH_LINE_OF_SIGHT:
+        message = f"{fading.profile} has no line of sight, hence no K factor"
+        hint = f"write null, or take {' or '.join(PROFILES_WITH_LINE_OF_SIGHT)}"
+        yield Finding("lab", (*path, "rician_k_db"), message, hint)
 
 
 def _board_cfo(experiment: Experiment, lab: Lab, board: Board) -> Iterator[Finding]:
@@ -535,6 +643,8 @@ _CHECKS: tuple[Callable[[Experiment, Lab], Iterator[Finding]], ...] = (
     _environment,
     _names,
     _muted,
+    _impairments,
+    _interference,
     _bind,
     _heartbeat,
     _scenario_radio,
@@ -549,6 +659,7 @@ _BOARD_CHECKS: tuple[Callable[[Experiment, Lab, Board], Iterator[Finding]], ...]
     _board_power,
     _board_channel,
     _board_prefix,
+    _board_profile,
     _board_cfo,
     _board_fading,
 )

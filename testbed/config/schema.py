@@ -133,11 +133,13 @@ class Processor(Section):
 
 
 class Fading(Section):
-    """A tapped delay line per link: exponential power-delay profile, optional line of sight."""
+    """A tapped delay line per link, optionally with a line of sight."""
 
+    # How power is spread over delays: exponential on whole samples, or TR 38.901's tables at any delay.
+    profile: Literal["exponential", "tdl-a", "tdl-b", "tdl-c", "tdl-d", "tdl-e"] = "exponential"
     delay_spread_s: NonNegativeFloat = 0.0  # RMS
-    num_taps: Annotated[int, Field(ge=1, le=64)] = 1
-    rician_k_db: FiniteFloat | None = None  # None: Rayleigh
+    num_taps: Annotated[int, Field(ge=1, le=64)] = 1  # exponential; the others bring their own
+    rician_k_db: FiniteFloat | None = None  # None: Rayleigh, or what the table of tdl-d or tdl-e says
     doppler_hz: NonNegativeFloat = 0.0  # 0: the channel does not move
     # Still within a round, and correlated by rho^k over k rounds; None: it moves with time.
     round_correlation: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -148,8 +150,57 @@ class LinkChannel(Section):
 
     path_loss_db: FiniteFloat
     cfo_hz: FiniteFloat = 0.0  # the board's carrier against the server's
+    # The board's sample clock against the server's, positive where it is fast.  Timing is common, so
+    # sample counters are set right at each frame's start and drift accumulates within a frame.
+    clock_drift_ppm: FiniteFloat = 0.0
     timing_offset_samples: Annotated[int, Field(ge=0)] = 0
     fading: Fading = Fading()
+
+
+class PhaseNoise(Section):
+    """Of a radio's oscillator, whose loop follows a clean reference up to its bandwidth."""
+
+    rms_deg: Annotated[float, Field(ge=0, le=60)]  # integrated phase error
+    bandwidth_hz: PositiveFloat  # above it the density falls by 20 dB per decade
+
+
+IqGainDb = Annotated[float, Field(ge=-6, le=6)]
+IqPhaseDeg = Annotated[float, Field(ge=-45, le=45)]
+LevelDbfs = Annotated[float, Field(ge=-200, le=0)]
+
+
+class TransmitterImpairments(Section):
+    iq_gain_imbalance_db: IqGainDb = 0.0  # the Q branch against the I branch
+    iq_phase_imbalance_deg: IqPhaseDeg = 0.0
+    lo_leakage_dbfs: LevelDbfs | None = None  # carrier that leaks while a burst is sent; None: none
+    pa_saturation_dbfs: Annotated[float, Field(ge=-100, le=100)] | None = None  # Rapp; None: linear
+    pa_smoothness: Annotated[float, Field(ge=0.5, le=20)] = 2.0  # Rapp's p
+
+
+class ReceiverImpairments(Section):
+    iq_gain_imbalance_db: IqGainDb = 0.0
+    iq_phase_imbalance_deg: IqPhaseDeg = 0.0
+    dc_offset_dbfs: LevelDbfs | None = None  # whatever the gain; None: none
+
+
+class Impairments(Section):
+    """Analogue hardware of an emulated radio; ideal by default."""
+
+    phase_noise: PhaseNoise | None = None
+    transmitter: TransmitterImpairments = TransmitterImpairments()
+    receiver: ReceiverImpairments = ReceiverImpairments()
+
+
+class Interference(Section):
+    """A signal of others at a receiver (emulated radio only)."""
+
+    receiver: Name  # the server or a board
+    kind: Literal["tone", "noise"]
+    power_dbm: FiniteFloat  # at its port, while it is on
+    centre_hz: FiniteFloat = 0.0  # over the carrier
+    bandwidth_hz: PositiveFloat | None = None  # of noise
+    duty: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of each period in which it is on
+    period_s: PositiveFloat = 0.01
 
 
 class Board(Section):
@@ -158,6 +209,7 @@ class Board(Section):
     max_power_dbm: FiniteFloat  # p_max, over all its subchannels
     launch: Literal["local", "external"] = "local"
     channel: LinkChannel | None = None  # emulated radio only
+    impairments: Impairments | None = None  # in place of all those of lab.radio
 
 
 class Server(Section):
@@ -165,6 +217,7 @@ class Server(Section):
     processor: Processor
     downlink_psd_dbm_per_hz: FiniteFloat
     launch: Literal["local", "external"] = "local"
+    impairments: Impairments | None = None  # in place of all those of lab.radio
 
 
 class EmulatedRadio(Section):
@@ -174,6 +227,7 @@ class EmulatedRadio(Section):
     converter_bits: Annotated[int, Field(ge=4, le=16)] = 12
     backoff_db: NonNegativeFloat = 12.0  # full scale above a port's maximum mean power
     muted: tuple[Name, ...] = ()  # ports that radiate nothing, for fault drills
+    impairments: Impairments = Impairments()  # of every port that has none of its own
     plane: Literal["auto", "shared-memory", "network"] = "auto"
 
 
@@ -256,6 +310,7 @@ class Lab(Section):
     radio: EmulatedRadio = EmulatedRadio()
     clock: Clock = Clock()
     control: Control = Control()
+    interference: tuple[Interference, ...] = ()
     scenario: Scenario | None = None  # in a file: also the name of a shipped one, or a path
     server: Server
     boards: Annotated[tuple[Board, ...], Field(min_length=1, max_length=256)]

@@ -11,6 +11,11 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from radio.air.channel import FadingProfile
+from radio.air.core import AirCore
+from radio.air.front_end import IDEAL, PortImpairments, ReceiverImpairments, TransmitterImpairments
+from radio.air.interference import Interference
+from radio.air.oscillator import PhaseNoise
 from testbed.config import checks
 from testbed.config.loader import (
     ResolvedConfig,
@@ -22,6 +27,7 @@ from testbed.config.loader import (
 from testbed.config.messages import number_text
 from testbed.config.yamltree import SourceKind, dump, read
 from testbed.errors import ConfigError, ConfigProblem, ExitCode, TestbedError, exit_code
+from testbed.specs import air_setup, node_setup, numerology_of
 
 
 @pytest.fixture
@@ -444,11 +450,121 @@ def test_hostile_files_are_refused_in_words(write, content):
             "boards[0].channel.fading.delay_spread_s",
             "100 ns",
         ),
+        (
+            ["lab.boards.0.channel.fading.profile=tdl-d"],
+            "boards[0].channel.fading.num_taps",
+            "tdl-d has the taps of its table (write num_taps: 1",
+        ),
+        (
+            ["lab.boards.0.channel.fading={profile: tdl-a, delay_spread_s: 1e-7, rician_k_db: 5}"],
+            "boards[0].channel.fading.rician_k_db",
+            "write null, or take tdl-d or tdl-e",
+        ),
+        (
+            ["lab.boards.0.channel.fading={profile: tdl-e, delay_spread_s: 0}"],
+            "boards[0].channel.fading.delay_spread_s",
+            "as in delay_spread_s: 100e-9",
+        ),
+        (
+            ["lab.boards.0.channel.fading={profile: tdl-e, delay_spread_s: 5e-7}"],
+            "boards[0].channel.timing_offset_samples",
+            "of delay spread exceed the cyclic prefix",
+        ),
+        (
+            ["lab.boards.0.channel.fading={profile: tdl-e, delay_spread_s: 1e-4}"],
+            "boards[0].channel.fading.delay_spread_s",
+            "4096 can be had",
+        ),
+        (
+            ["lab.boards.4.channel.clock_drift_ppm=200"],
+            "boards[4].channel.timing_offset_samples",
+            "47 of them for a drifting clock,",
+        ),
+        (["lab.boards.0.channel.clock_drift_ppm=2000"], "boards[0].channel.clock_drift_ppm", "not plausible"),
+        (
+            ["lab.radio.impairments.phase_noise={rms_deg: 1, bandwidth_hz: 10}"],
+            "radio.impairments.phase_noise.bandwidth_hz",
+            "200 to 5e6 Hz can",
+        ),
+        (
+            ["lab.boards.1.impairments={phase_noise: {rms_deg: 1, bandwidth_hz: 6e6}}"],
+            "boards[1].impairments.phase_noise.bandwidth_hz",
+            "can't be emulated",
+        ),
+        (
+            ["lab.interference=[{receiver: sever, kind: tone, power_dbm: -60}]"],
+            "interference[0].receiver",
+            "server",
+        ),
+        (
+            ["lab.interference=[{receiver: server, kind: noise, power_dbm: -60}]"],
+            "interference[0].bandwidth_hz",
+            "noise needs one",
+        ),
+        (
+            ["lab.interference=[{receiver: server, kind: tone, power_dbm: -60, bandwidth_hz: 1e6}]"],
+            "interference[0].bandwidth_hz",
+            "a tone has none",
+        ),
+        (
+            ["lab.interference=[{receiver: server, kind: noise, power_dbm: -60, bandwidth_hz: 3e7}]"],
+            "interference[0].bandwidth_hz",
+            "is not within",
+        ),
+        (
+            ["lab.interference=[{receiver: server, kind: tone, power_dbm: -60, centre_hz: 2.4e9}]"],
+            "interference[0].centre_hz",
+            "lies outside",
+        ),
     ],
 )
 def test_values_that_cannot_work_together_are_refused(overrides, path, words):
     problems = problems_of(overrides=overrides)
     assert any(p.path == path and words in str(p) for p in problems), "\n".join(map(str, problems))
+
+
+def test_what_is_wrong_with_the_air_goes_to_the_air_and_to_nobody_else():
+    """Impairments, interference, profiles and drift are hidden truth: no node is told of them."""
+    overrides = [
+        "lab.radio.impairments={phase_noise: {rms_deg: 0.5, bandwidth_hz: 5e4}, receiver: {dc_offset_dbfs: -50}}",
+        "lab.boards.1.impairments={transmitter: {pa_saturation_dbfs: 2, pa_smoothness: 3}}",
+        "lab.server.impairments={}",
+        "lab.boards.2.channel.fading={profile: tdl-d, delay_spread_s: 5e-8, num_taps: 1, rician_k_db: null}",
+        "lab.boards.2.channel.clock_drift_ppm=2.5",
+        "lab.interference=[{receiver: board-3, kind: noise, power_dbm: -80, bandwidth_hz: 1e6, duty: 0.5}]",
+    ]
+    config, plain = load(overrides=overrides), load()
+    parameters = air_setup(config.experiment, config.lab).parameters
+    ports = {port.name: port.impairments for port in parameters.ports}
+    assert ports["board-1"] == PortImpairments(
+        PhaseNoise(0.5, 5e4), receiver=ReceiverImpairments(dc_offset_dbfs=-50)
+    )
+    assert ports["board-2"] == PortImpairments(
+        transmitter=TransmitterImpairments(pa_saturation_dbfs=2, pa_smoothness=3)
+    )
+    assert ports["server"] == IDEAL
+    links = {(link.transmitter, link.receiver): link for link in parameters.links}
+    up, down = links["board-3", "server"], links["server", "board-3"]
+    assert (up.clock_drift_ppm, down.clock_drift_ppm) == (2.5, -2.5)
+    assert up.clock_realign_samples == numerology_of(config.experiment).frame_samples
+    assert up.fading == FadingProfile(5e-8, doppler_hz=0.2, profile="tdl-d")
+    assert parameters.interference == (Interference("board-3", "noise", -80.0, 0.0, 1e6, 0.5, 0.01),)
+    AirCore(parameters)
+    for name in ("server", "board-3"):
+        told, expected = (
+            node_setup(one.experiment, one.lab, name, "run", "tcp://x", 0) for one in (config, plain)
+        )
+        assert told == expected
+
+
+@pytest.mark.parametrize("preset", ["laptop", "edge", "pluto-lab"])
+def test_the_shipped_labs_have_ideal_radios_and_clocks(preset):
+    config = load(preset=preset)
+    parameters = air_setup(config.experiment, config.lab).parameters
+    assert {port.impairments for port in parameters.ports} == {IDEAL}
+    assert {link.clock_drift_ppm for link in parameters.links} == {0.0}
+    assert {link.fading.profile for link in parameters.links} == {"exponential"}
+    assert parameters.interference == ()
 
 
 def test_more_clients_than_subchannels_are_refused(write):
