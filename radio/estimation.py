@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import scipy.special
@@ -77,14 +78,19 @@ class ChannelEstimate:
     channel_power: NDArray[np.float32]
 
 
-FALSE_ALARM = 1e-3  # of the test for pilots, per slot and subchannel
+FALSE_ALARM = 1e-3  # of the tests for pilots, per slot and subchannel, or per slot and transmitter
+# Of the test for whether decoding is worth a try.  A block tried in vain costs some iterations; one that
+# is not tried is lost, and pilots are few where a subchannel is narrow.
+TRIAL_FALSE_ALARM = 0.25
+EMPTY_SHARE = 0.25  # of a subchannel's mean energy above the noise: a slot with less holds no block
 
 
-@lru_cache(maxsize=8)
-def _detection_threshold(rank: int, num_subcarriers: int) -> float:
-    """Energy per dimension over noise that empty pilots exceed with :data:`FALSE_ALARM`."""
+@lru_cache(maxsize=256)
+def _detection_threshold(rank: int, num_subcarriers: int, num_subchannels: int, false_alarm: float) -> float:
+    """Energy per dimension over noise that empty pilots exceed with a probability."""
     # Two pilot symbols, two real dimensions for each complex one.
-    return float(scipy.special.fdtri(4 * rank, 4 * (num_subcarriers - rank), 1.0 - FALSE_ALARM))
+    inside, outside = 4 * rank * num_subchannels, 4 * (num_subcarriers - rank) * num_subchannels
+    return float(scipy.special.fdtri(inside, outside, 1.0 - false_alarm))
 
 
 def _power(pilots: NDArray[np.complex64]) -> NDArray[np.float32]:
@@ -115,9 +121,71 @@ def estimate_channel(numerology: Numerology, pilots: NDArray[np.complex64]) -> C
         noise.astype(np.float32),
         # The mean of 1 / noise exceeds that of the noise by n / (n - 2), n its degrees of freedom.
         (signal / noise * (1 - 1 / (2 * (width - rank)))).astype(np.float32),
-        inside / (2 * rank) > _detection_threshold(rank, width) * noise,
+        inside / (2 * rank) > _detection_threshold(rank, width, 1, FALSE_ALARM) * noise,
         inside,
     )
+
+
+class Presence(NamedTuple):
+    """Where transmitters were, by the evidence of all their subchannels.
+
+    Attributes
+    ----------
+    tried
+        bool ``[num_slots, num_used]``: decoding is worth a try.
+    certain
+        bool ``[num_slots, num_used]``: a block was sent there.
+    """
+
+    tried: NDArray[np.bool_]
+    certain: NDArray[np.bool_]
+
+
+def find_transmitters(
+    numerology: Numerology, estimate: ChannelEstimate, members: NDArray[np.float32]
+) -> Presence:
+    """In which slots of a window transmitters were present.
+
+    Parameters
+    ----------
+    estimate
+        Of the used subchannels.
+    members
+        ``[num_owners, num_used]``, 1 where a subchannel is of a transmitter, else 0.
+
+    Notes
+    -----
+    A transmitter sends without a pause: it was present from the first slot in which it was found to the
+    last one.  It fills the subchannels that it uses in every slot but the last.
+    """
+    width = numerology.subcarriers_per_subchannel
+    _, rank = prefix_span(numerology.prefix_samples, numerology.fft_size, width)
+    sizes = members.sum(axis=1).astype(int).tolist()
+    strict, lenient = (
+        np.array([_detection_threshold(rank, width, size, alarm) for size in sizes])
+        for alarm in (FALSE_ALARM, TRIAL_FALSE_ALARM)
+    )
+    ratio = (
+        (estimate.channel_power / (2 * rank))
+        @ members.T
+        / np.maximum(estimate.noise_power @ members.T, 1e-30)
+    )
+    found = (ratio > strict) | ((estimate.detected @ members.T) > 0)
+    since = np.maximum.accumulate(found, axis=0)
+    until = np.maximum.accumulate(found[::-1], axis=0)[::-1]
+    later = np.vstack([until[1:], np.zeros((1, len(sizes)), bool)])
+    belongs = members.T > 0
+    # [num_slots, num_owners] -> [num_slots, num_used]: each subchannel has one owner.
+    between = (since & until) @ belongs.T
+    tried = between | (ratio > lenient) @ belongs.T
+    # Over all slots of its transmitter a subchannel shows whether it is used and how strongly; then a slot
+    # of much less energy was empty.
+    own = estimate.channel_power / (2 * rank) / np.maximum(estimate.noise_power, 1e-30)
+    num_between = between.sum(axis=0)
+    mean = (own * between).sum(axis=0) / np.maximum(num_between, 1)
+    by_length = [_detection_threshold(rank, width, max(1, length), FALSE_ALARM) for length in num_between]
+    used = (mean > np.array(by_length)) & (own > 1 + EMPTY_SHARE * (mean - 1))
+    return Presence(tried, ((since & later) @ belongs.T & used) | estimate.detected)
 
 
 @dataclass(frozen=True)

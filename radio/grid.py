@@ -218,6 +218,32 @@ def equalise_blocks(  # type: ignore[no-untyped-def]
             variance[block, index * width : (index + 1) * width] = spread
 
 
+@kernel
+def bend_blocks(width, positions, slope, symbols):  # type: ignore[no-untyped-def]
+    """Take a phase that is linear in subcarrier and time out of equalised blocks, in place.
+
+    Parameters
+    ----------
+    positions
+        float64 [num_data_symbols], as for :func:`equalise_blocks`.
+    slope
+        float32 [num_blocks], growth of `angle` per subcarrier [rad], nothing at the middle one.
+    symbols
+        complex64 [num_blocks, num_data_symbols * width].
+    """
+    centre = 0.5 * (width - 1)
+    for block in range(symbols.shape[0]):
+        for index in range(positions.shape[0]):
+            step = -positions[index] * slope[block]
+            c, s = np.cos(-centre * step), np.sin(-centre * step)
+            step_c, step_s = np.cos(step), np.sin(step)
+            run = symbols[block, index * width : (index + 1) * width]
+            for n in range(width):
+                real, imaginary = run[n].real, run[n].imag
+                run[n] = complex(np.float32(real * c - imaginary * s), np.float32(real * s + imaginary * c))
+                c, s = c * step_c - s * step_s, c * step_s + s * step_c
+
+
 # Full scale is 1.0: what lies 120 dB beyond it is no signal, and its square would overflow.
 _SENSELESS = 1e6
 

@@ -92,7 +92,10 @@ class SelectiveRepeatSender:
             raise ValueError(f"frame {frame} has a block in slot {slot}, subchannel {subchannel} already")
         repeated = bool(self._repeat)
         if repeated:
-            offset, length = self._repeat.popleft()
+            # Into a block of its own size a range goes bit for bit as before, and copies can be added up.
+            same = next((place for place, (_, length) in enumerate(self._repeat) if length == room), 0)
+            offset, length = self._repeat[same]
+            del self._repeat[same]
             if length > room:
                 self._repeat.appendleft((offset + room, length - room))
                 length = room

@@ -14,20 +14,29 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from radio.coding.transport_block import TransportBlockCode, decode, encode, transport_block_code
-from radio.estimation import ChannelEstimate, estimate_channel
-from radio.grid import equalise_blocks, map_blocks, map_pilots, sensible, take_pilots
+from radio.coding.transport_block import (
+    DecodeResult,
+    TransportBlockCode,
+    decode,
+    encode,
+    transport_block_code,
+)
+from radio.combining import SoftMemory
+from radio.estimation import estimate_channel, find_transmitters
+from radio.grid import bend_blocks, equalise_blocks, map_blocks, map_pilots, sensible, take_pilots
 from radio.mcs import mcs_table
 from radio.modulation import constellation, demodulate_llr, modulate
 from radio.numerology import Numerology
 from radio.ofdm import reference_symbols, spectrum_to_samples, useful_samples, useful_to_spectrum
+from radio.tracking import SlotMotion, slot_motion
+from radio.workers import ALONE, Workers
 
 UNUSED = -1  # MCS index or owner of a subchannel that carries nothing
 
-# Prior of the frequency offset left after sounding, as a fraction of the subcarrier spacing.  The
-# phase drift over a slot is shrunk towards zero by it, or single subchannels at -5 dB would be
-# turned by their own estimation error.
-RESIDUAL_CFO_SPACINGS = 0.003
+# A linear phase within a subchannel is taken out where it would exceed this at its edges [rad]: below,
+# it is -50 dB of the signal's power, far under the noise of any MCS.
+LEAST_BEND = 0.01
+LEAST_BLOCKS = 8  # per thread: fewer are decoded before another thread has woken up
 
 
 def block_code(numerology: Numerology, mcs_index: int) -> TransportBlockCode:
@@ -143,9 +152,10 @@ class ReceivedSlots:
     blocks
         Decoded payload by (slot, subchannel); only blocks whose CRC holds.
     attempted
-        ``[num_slots, num_subchannels]`` whether there was a block: one was decoded or its pilots
-        were found.  Decoding is tried wherever a transmitter was present, so a missed pilot
-        costs no block, and an unused subchannel counts as no failure.
+        ``[num_slots, num_subchannels]`` whether there was a block: one was decoded, its pilots were
+        found, or its transmitter went on sending after it.  Decoding is tried wherever a
+        transmitter may have been, so a missed pilot costs no block, and an unused subchannel
+        counts as no failure.
     snr
         ``[num_slots, num_subchannels]`` linear SNR per subcarrier, from the pilots.
     noise_power
@@ -170,6 +180,9 @@ def demodulate_slots(
     samples: NDArray[np.complex64],
     mcs_index: NDArray[np.int64],
     owner: NDArray[np.int64],
+    *,
+    memory: Mapping[int, SoftMemory] | None = None,
+    workers: Workers = ALONE,
 ) -> ReceivedSlots:
     """Blocks of consecutive slots.
 
@@ -182,13 +195,32 @@ def demodulate_slots(
         ``[num_subchannels]``; :data:`UNUSED` where nothing is expected.
     owner
         ``[num_subchannels]`` transmitter of each subchannel (:data:`UNUSED`: none).  Subchannels
-        of one transmitter share its frequency offset and are present or absent together.
+        of one transmitter share its frequency offset and clock, and are present or absent together.
+    memory
+        By transmitter: where failed blocks wait for their repetition.  None: each block by itself.
+    workers
+        Threads to share the work with; what comes out does not depend on their number.
     """
-    result, groups = samples_to_soft_blocks(numerology, samples, mcs_index, owner)
+    result, groups = samples_to_soft_blocks(numerology, samples, mcs_index, owner, workers)
+    parts = [
+        (group, decoded, first, end)
+        for group, decoded in ((group, _room_for(numerology, group)) for group in groups)
+        for first, end in workers.ranges(len(group.slots), LEAST_BLOCKS)
+    ]
+
+    def decode_part(part: tuple[SoftBlocks, DecodeResult, int, int]) -> None:
+        group, decoded, first, end = part
+        found = decode(block_code(numerology, group.mcs_index), group.llr[first:end])
+        for whole, piece in zip(decoded, found, strict=True):
+            whole[first:end] = piece
+
+    workers.run(decode_part, parts)
+    results = {id(group): decoded for group, decoded, _, _ in parts}
     error_power = reference_power = 0.0
     for group in groups:
-        code = block_code(numerology, group.mcs_index)
-        decoded = decode(code, group.llr)
+        code, decoded = block_code(numerology, group.mcs_index), results[id(group)]
+        if memory:
+            _combine(code, group, decoded, owner, memory)
         result.iterations += int(decoded.iterations.sum())
         good = np.flatnonzero(decoded.ok)
         for row in good.tolist():
@@ -204,6 +236,41 @@ def demodulate_slots(
     if reference_power > 0:
         result.evm = float(np.sqrt(error_power / reference_power))
     return result
+
+
+def _room_for(numerology: Numerology, group: SoftBlocks) -> DecodeResult:
+    """Arrays for what a group decodes to, to be written by parts."""
+    count, num_bytes = len(group.slots), block_bytes(numerology, group.mcs_index)
+    return DecodeResult(
+        np.empty((count, num_bytes), np.uint8), np.empty(count, bool), np.empty(count, np.int32)
+    )
+
+
+def _combine(
+    code: TransportBlockCode,
+    group: SoftBlocks,
+    decoded: DecodeResult,
+    owner: NDArray[np.int64],
+    memory: Mapping[int, SoftMemory],
+) -> None:
+    """Decode failed blocks together with their earlier copies; keep what still fails."""
+    for row in np.flatnonzero(~decoded.ok).tolist():
+        kept = memory.get(int(owner[group.subchannels[row]]))
+        if kept is None:
+            continue
+        position = kept.find(group.mcs_index, group.llr[row])
+        if position is None:
+            kept.keep(group.mcs_index, group.llr[row])
+            continue
+        total = kept.sum_with(group.mcs_index, position, group.llr[row])
+        again = decode(code, total[None, :])
+        decoded.iterations[row] += again.iterations[0]
+        if again.ok[0]:
+            decoded.payload[row], decoded.ok[row] = again.payload[0], True
+            kept.blocks_combined += 1
+            kept.forget(group.mcs_index, position)
+        else:
+            kept.replace(group.mcs_index, position, total)
 
 
 class SoftBlocks(NamedTuple):
@@ -231,6 +298,7 @@ def samples_to_soft_blocks(
     samples: NDArray[np.complex64],
     mcs_index: NDArray[np.int64],
     owner: NDArray[np.int64],
+    workers: Workers = ALONE,
 ) -> tuple[ReceivedSlots, list[SoftBlocks]]:
     """What :func:`demodulate_slots` does before decoding: estimates, and soft bits by MCS."""
     width = numerology.subcarriers_per_subchannel
@@ -250,96 +318,101 @@ def samples_to_soft_blocks(
         num_slots, numerology.symbols_per_slot, numerology.fft_size
     )
     # Pilots first: where nobody was heard the other symbols are not looked at.
-    spectra = [useful_to_spectrum(useful[:, symbol]) for symbol in numerology.pilot_symbols]
     pilots = np.empty((num_slots, 2, len(used), width), np.complex64)
-    take_pilots(shape, used, (spectra[0], spectra[1]), pilot_reference(numerology), pilots)
+    reference = pilot_reference(numerology)
+
+    def read_pilots(part: tuple[int, int]) -> None:
+        first, end = part
+        spectra = [useful_to_spectrum(useful[first:end, symbol]) for symbol in numerology.pilot_symbols]
+        take_pilots(shape, used, (spectra[0], spectra[1]), reference, pilots[first:end])
+
+    workers.run(read_pilots, workers.ranges(num_slots))
     estimate = estimate_channel(numerology, pilots)
     snr[:, used] = estimate.snr
-    attempted[:, used] = estimate.detected
     # Noise does not change from slot to slot: the mean over the window is the better estimate.
     noise = estimate.noise_power.mean(axis=0)
     noise_power[:, used] = noise
 
-    # A transmitter that was found anywhere in a slot is tried on all its subchannels there.
     owners, owner_of_used = np.unique(owner[used], return_inverse=True)
     members = (owner_of_used[None, :] == np.arange(len(owners))[:, None]).astype(np.float32)
-    tried = (estimate.detected @ members.T)[:, owner_of_used] > 0
+    tried, certain = find_transmitters(numerology, estimate, members)
+    attempted[:, used] = certain
     tried_slots = np.flatnonzero(tried.any(axis=1))
     if len(tried_slots) == 0:
         return result, groups
-    middle, angle = _phase_drift(numerology, estimate, noise, members, owner_of_used)
-    row_of_slot = np.zeros(num_slots, np.int64)
-    row_of_slot[tried_slots] = np.arange(len(tried_slots)) * numerology.symbols_per_slot
-    wanted = useful if len(tried_slots) == num_slots else useful[tried_slots]
-    spectrum = useful_to_spectrum(wanted).reshape(-1, numerology.fft_size)
-
-    pilot_a, pilot_b = numerology.pilot_symbols
-    positions = (numerology.data_symbols - (pilot_a + pilot_b) / 2) / (pilot_b - pilot_a)
+    centres = numerology.subcarrier_offsets.reshape(-1, width)[used].mean(axis=1)
+    motion = slot_motion(numerology, estimate, noise, centres, members, owner_of_used, tried)
     for mcs in np.unique(mcs_index[used]).tolist():
         slots, local = np.nonzero(tried & (mcs_index[used] == mcs))
-        if len(slots) == 0:
+        if len(slots):
+            symbols = np.empty((len(slots), numerology.block_resource_elements), np.complex64)
+            llr = np.empty((len(slots), symbols.shape[1] * int(mcs_table()[mcs].modulation)), np.int8)
+            groups.append(SoftBlocks(mcs, slots, used[local], symbols, llr))
+    local_of = np.full(numerology.num_subchannels, UNUSED, np.int64)
+    local_of[used] = np.arange(len(used))
+
+    def read_data(part: tuple[int, int]) -> None:
+        chosen = tried_slots[part[0] : part[1]]
+        whole_range = len(chosen) == num_slots
+        spectrum = useful_to_spectrum(useful if whole_range else useful[chosen])
+        _equalise(
+            numerology, spectrum.reshape(-1, numerology.fft_size), chosen, local_of, motion, noise, groups
+        )
+
+    workers.run(read_data, workers.ranges(len(tried_slots)))
+    return result, groups
+
+
+def _equalise(
+    numerology: Numerology,
+    spectrum: NDArray[np.complex64],
+    slots: NDArray[np.int64],
+    local_of: NDArray[np.int64],
+    motion: SlotMotion,
+    noise: NDArray[np.float32],
+    groups: list[SoftBlocks],
+) -> None:
+    """Write symbols and soft bits of the blocks that lie in some slots.
+
+    Parameters
+    ----------
+    spectrum
+        ``[len(slots) * symbols_per_slot, fft_size]``.
+    slots
+        Ascending; blocks of other slots are left alone.
+    local_of
+        ``[num_subchannels]`` place of each subchannel in ``motion`` and ``noise``.
+    """
+    pilot_a, pilot_b = numerology.pilot_symbols
+    positions = (numerology.data_symbols - (pilot_a + pilot_b) / 2) / (pilot_b - pilot_a)
+    furthest = float(np.abs(positions).max()) * numerology.subcarriers_per_subchannel / 2
+    for group in groups:
+        # Rows are in the order of their slots.
+        first = int(np.searchsorted(group.slots, slots[0]))
+        end = int(np.searchsorted(group.slots, slots[-1], side="right"))
+        if first == end:
             continue
-        subchannels = used[local]
-        symbols = np.empty((len(slots), numerology.block_resource_elements), np.complex64)
+        own_slots, own = group.slots[first:end], local_of[group.subchannels[first:end]]
+        symbols = group.symbols[first:end]
         variance = np.empty(symbols.shape, np.float32)
         equalise_blocks(
-            shape,
-            row_of_slot[slots],
-            subchannels,
+            numerology.grid_shape,
+            np.searchsorted(slots, own_slots) * numerology.symbols_per_slot,
+            group.subchannels[first:end],
             numerology.data_symbols,
             positions,
-            middle[slots, local],
-            angle[slots, local],
-            noise[local],
+            motion.middle[own_slots, own],
+            motion.angle[own_slots, own],
+            noise[own],
             spectrum,
             symbols,
             variance,
         )
-        llr = demodulate_llr(mcs_table()[mcs].modulation, symbols, variance)
-        groups.append(SoftBlocks(mcs, slots, subchannels, symbols, llr))
-    return result, groups
-
-
-def _phase_drift(
-    numerology: Numerology,
-    estimate: ChannelEstimate,
-    noise: NDArray[np.float32],
-    members: NDArray[np.float32],
-    owner_of_used: NDArray[np.int64],
-) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
-    """Channel half-way between the pilots, and the phase over which it turns from one to the other.
-
-    Parameters
-    ----------
-    noise
-        ``[num_used]`` noise power per subcarrier.
-    members
-        ``[num_owners, num_used]``, 1 where a subchannel is of a transmitter, else 0.
-    owner_of_used
-        ``[num_used]`` row of each in ``members``.
-
-    Returns
-    -------
-    middle
-        ``[num_slots, num_used, subcarriers]``.
-    angle
-        ``[num_slots, num_used]`` [rad], the same for all subchannels of a transmitter.
-    """
-    first, second = estimate.first, estimate.second
-    pilot_a, pilot_b = numerology.pilot_symbols
-    symbol_spacings = numerology.symbol_samples / numerology.fft_size
-    prior = (2 * np.pi * RESIDUAL_CFO_SPACINGS * symbol_spacings * (pilot_b - pilot_a)) ** 2
-    cross = np.einsum("skn,skn->sk", second, first.conj()) @ members.T
-    power = estimate.channel_power @ members.T / 2
-    mean_noise = np.maximum(members @ noise / members.sum(axis=1), 1e-20)
-    # The mean SNR times the resource elements that it was taken over.
-    total_snr = power / mean_noise
-    variance = 1.0 / np.maximum(total_snr, 1e-6)
-    by_owner = (np.angle(cross) * prior / (prior + variance)).astype(np.float32)
-    angle = np.ascontiguousarray(by_owner[:, owner_of_used])
-    half = np.exp(0.5j * angle).astype(np.complex64)[:, :, None]
-    middle = (first * half + second * half.conj()) * np.float32(0.5)
-    return np.asarray(middle, np.complex64), angle
+        slope = motion.slope[own]
+        if np.abs(slope).max() * furthest > LEAST_BEND:
+            bend_blocks(numerology.subcarriers_per_subchannel, positions, slope, symbols)
+        modulation = mcs_table()[group.mcs_index].modulation
+        group.llr[first:end] = demodulate_llr(modulation, symbols, variance)
 
 
 def effective_snr(snr: NDArray[np.floating]) -> NDArray[np.floating]:

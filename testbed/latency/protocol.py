@@ -10,7 +10,8 @@ Rules, as the nodes have them:
 - a frame is composed from the acknowledgements that take effect by its first slot;
 - with nothing to say before the next acknowledgement a sender waits for it and goes on at the next
   slot, in the middle of a frame;
-- repeats go before new bytes, in the order of their loss; one that is too long for a block is cut;
+- repeats go before new bytes: the first of a block's own size, else the first in the order of their
+  loss, which is cut if it is too long;
 - a block must reach every receiver that is not yet known to be complete, in one and the same
   transmission.
 """
@@ -336,12 +337,22 @@ def compose(streams: Streams, pool: IntArray, s: int, position: int, frame: int,
             held = np.int64(0)
             row = repeats[0, s]
             if row != NONE:
+                before = NONE
+                while row != NONE and pool[row, LENGTH] != room:
+                    before, row = row, pool[row, NEXT]
+                if row == NONE:
+                    before, row = NONE, repeats[0, s]
                 length, held = pool[row, LENGTH], pool[row, HELD]
                 if length > room:
                     pool[row, LENGTH] = length - room
                     length = room
                 else:
-                    repeats[0, s] = pool[row, NEXT]
+                    if before == NONE:
+                        repeats[0, s] = pool[row, NEXT]
+                    else:
+                        pool[before, NEXT] = pool[row, NEXT]
+                    if repeats[1, s] == row:
+                        repeats[1, s] = before
                     pool[row, NEXT] = pool_use[1]
                     pool_use[1] = row
             elif next_offset < total:

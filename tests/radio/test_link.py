@@ -213,3 +213,22 @@ def test_tags_tell_streams_apart() -> None:
     tags = {stream_tag("up", round_index, client) for round_index in range(50) for client in "abcde"}
     assert len(tags) > 245
     assert stream_tag("up", 1, "a") == stream_tag("up", 1, "a")
+
+
+def test_a_repeated_block_goes_bit_for_bit_where_it_fits() -> None:
+    """So that a receiver can add the copies; without a place of its size the oldest range is cut."""
+    payload = np.random.default_rng(1).bytes(400)
+    sender = SelectiveRepeatSender(payload, 7, ["server"])
+    first = {
+        capacity: sender.next_block((0, slot, 0), capacity) for slot, capacity in enumerate((60, 90, 120))
+    }
+    sender.acknowledge(0, [set()])
+    again = {
+        capacity: sender.next_block((1, slot, 0), capacity) for slot, capacity in enumerate((120, 90, 60))
+    }
+    assert again == first
+    sender.acknowledge(1, [set()])
+    cut = sender.next_block((2, 0, 0), 50)
+    assert cut is not None
+    assert cut != first[60]
+    assert cut[:4] == first[120][:4]  # type: ignore[index]
