@@ -37,11 +37,12 @@ from study_common import (
 from calibration.mcs_thresholds import BlerPoint
 from radio.adaptation import LinkAdaptation
 from radio.coding.transport_block import decode, encode
-from radio.estimation import FALSE_ALARM, prefix_span
+from radio.estimation import FALSE_ALARM, TRIAL_FALSE_ALARM, prefix_span
 from radio.mcs import SCHEMES, thresholds_db
 from radio.modulation import demodulate_llr, modulate
 from radio.numerology import Numerology
-from radio.phy import RESIDUAL_CFO_SPACINGS, block_bytes, block_code
+from radio.phy import block_bytes, block_code
+from radio.tracking import RESIDUAL_CFO_SPACINGS
 
 # Offsets from the expected 10 % point [dB]; the two outermost are for the shape of the curve only.
 GRID_DB = (-2.0, -0.55, -0.25, 0.0, 0.25, 0.6, 3.0)
@@ -69,16 +70,19 @@ def closed_form_loss_db(numerology: Numerology, threshold_db: float) -> float:
 
 
 def miss_probability(numerology: Numerology, num_members: int, snr_db: float) -> float:
-    """Probability that no pilot of a transmitter is found: non-central F, members independent."""
+    """Probability that a transmitter's blocks of a slot are not even tried, from that slot alone."""
     width = numerology.subcarriers_per_subchannel
     _, rank = prefix_span(numerology.prefix_samples, numerology.fft_size, width)
-    return float((1 - detection_probability(rank, width, 2 * 2 * width * 10 ** (snr_db / 10))) ** num_members)
+    energy = 2 * 2 * width * num_members * 10 ** (snr_db / 10)
+    return 1 - detection_probability(rank * num_members, width * num_members, energy, TRIAL_FALSE_ALARM)
 
 
-def detection_probability(rank: int, width: int, noncentrality: float) -> float:
-    """Probability that the F-test on two pilot symbols finds a channel inside the prefix."""
+def detection_probability(
+    rank: int, width: int, noncentrality: float, false_alarm: float = FALSE_ALARM
+) -> float:
+    """Probability that an F-test on two pilot symbols finds a channel inside the prefix."""
     dimensions = 4 * rank, 4 * (width - rank)
-    limit = stats.f.isf(FALSE_ALARM, *dimensions)
+    limit = stats.f.isf(false_alarm, *dimensions)
     return float(stats.ncf.sf(limit, *dimensions, noncentrality))
 
 
@@ -199,7 +203,7 @@ def _run_mcs(
 GOODPUT_SNR_DB = tuple(range(3, 31))
 GOODPUT_BLOCKS = 400  # per MCS that comes into question
 ADAPTED_BLOCKS = 3200  # after the outer loop has settled
-TARGET_BLER = 0.1
+TARGET_BLER = 0.01  # as the shipped presets have it
 SNR_MEMORY = 0.9  # of the link adaptation on a channel that stands still
 
 

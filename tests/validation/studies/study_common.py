@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -174,7 +175,7 @@ def threshold_10_percent(points: list[BlerPoint]) -> Threshold:
 def rising_pairs(points: list[BlerPoint], significance: float = 1e-4) -> list[list[float]]:
     """Neighbouring points whose block error rate rises with the SNR by more than chance."""
     found = []
-    for low, high in zip(points[:-1], points[1:], strict=True):
+    for low, high in itertools.pairwise(points):
         table = [
             [high.num_errors, high.num_blocks - high.num_errors],
             [low.num_errors, low.num_blocks - low.num_errors],
