@@ -85,12 +85,15 @@ TRIAL_FALSE_ALARM = 0.25
 EMPTY_SHARE = 0.25  # of a subchannel's mean energy above the noise: a slot with less holds no block
 
 
-@lru_cache(maxsize=256)
-def _detection_threshold(rank: int, num_subcarriers: int, num_subchannels: int, false_alarm: float) -> float:
-    """Energy per dimension over noise that empty pilots exceed with a probability."""
+@lru_cache(maxsize=64)
+def _detection_thresholds(
+    rank: int, num_subcarriers: int, max_places: int, false_alarm: float
+) -> NDArray[np.float64]:
+    """Energy per dimension over noise that n empty places exceed with a probability, ``[max_places + 1]``."""
     # Two pilot symbols, two real dimensions for each complex one.
-    inside, outside = 4 * rank * num_subchannels, 4 * (num_subcarriers - rank) * num_subchannels
-    return float(scipy.special.fdtri(inside, outside, 1.0 - false_alarm))
+    places = np.maximum(np.arange(max_places + 1), 1)
+    outside = 4 * (num_subcarriers - rank)
+    return np.asarray(scipy.special.fdtri(4 * rank * places, outside * places, 1.0 - false_alarm))
 
 
 def _power(pilots: NDArray[np.complex64]) -> NDArray[np.float32]:
@@ -121,7 +124,7 @@ def estimate_channel(numerology: Numerology, pilots: NDArray[np.complex64]) -> C
         noise.astype(np.float32),
         # The mean of 1 / noise exceeds that of the noise by n / (n - 2), n its degrees of freedom.
         (signal / noise * (1 - 1 / (2 * (width - rank)))).astype(np.float32),
-        inside / (2 * rank) > _detection_threshold(rank, width, 1, FALSE_ALARM) * noise,
+        inside / (2 * rank) > _detection_thresholds(rank, width, 1, FALSE_ALARM)[1] * noise,
         inside,
     )
 
@@ -160,9 +163,10 @@ def find_transmitters(
     """
     width = numerology.subcarriers_per_subchannel
     _, rank = prefix_span(numerology.prefix_samples, numerology.fft_size, width)
-    sizes = members.sum(axis=1).astype(int).tolist()
+    num_slots, num_used = estimate.detected.shape
+    sizes = members.sum(axis=1).astype(int)
     strict, lenient = (
-        np.array([_detection_threshold(rank, width, size, alarm) for size in sizes])
+        _detection_thresholds(rank, width, num_used, alarm)[sizes]
         for alarm in (FALSE_ALARM, TRIAL_FALSE_ALARM)
     )
     ratio = (
@@ -173,7 +177,7 @@ def find_transmitters(
     found = (ratio > strict) | ((estimate.detected @ members.T) > 0)
     since = np.maximum.accumulate(found, axis=0)
     until = np.maximum.accumulate(found[::-1], axis=0)[::-1]
-    later = np.vstack([until[1:], np.zeros((1, len(sizes)), bool)])
+    later = np.vstack([until[1:], np.zeros((1, len(members)), bool)])
     belongs = members.T > 0
     # [num_slots, num_owners] -> [num_slots, num_used]: each subchannel has one owner.
     between = (since & until) @ belongs.T
@@ -183,8 +187,8 @@ def find_transmitters(
     own = estimate.channel_power / (2 * rank) / np.maximum(estimate.noise_power, 1e-30)
     num_between = between.sum(axis=0)
     mean = (own * between).sum(axis=0) / np.maximum(num_between, 1)
-    by_length = [_detection_threshold(rank, width, max(1, length), FALSE_ALARM) for length in num_between]
-    used = (mean > np.array(by_length)) & (own > 1 + EMPTY_SHARE * (mean - 1))
+    by_length = _detection_thresholds(rank, width, num_slots, FALSE_ALARM)[num_between]
+    used = (mean > by_length) & (own > 1 + EMPTY_SHARE * (mean - 1))
     return Presence(tried, ((since & later) @ belongs.T & used) | estimate.detected)
 
 

@@ -8,7 +8,7 @@ are coded together, whatever slot or subchannel they lie in.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -202,58 +202,82 @@ def demodulate_slots(
         Threads to share the work with; what comes out does not depend on their number.
     """
     result, groups = samples_to_soft_blocks(numerology, samples, mcs_index, owner, workers)
+    outcomes = [_Outcome.empty(numerology, group) for group in groups]
     parts = [
-        (group, decoded, first, end)
-        for group, decoded in ((group, _room_for(numerology, group)) for group in groups)
+        (group, outcome, first, end)
+        for group, outcome in zip(groups, outcomes, strict=True)
         for first, end in workers.ranges(len(group.slots), LEAST_BLOCKS)
     ]
 
-    def decode_part(part: tuple[SoftBlocks, DecodeResult, int, int]) -> None:
-        group, decoded, first, end = part
-        found = decode(block_code(numerology, group.mcs_index), group.llr[first:end])
-        for whole, piece in zip(decoded, found, strict=True):
-            whole[first:end] = piece
+    def decode_part(part: tuple[SoftBlocks, _Outcome, int, int]) -> None:
+        group, outcome, first, end = part
+        code = block_code(numerology, group.mcs_index)
+        found = decode(code, group.llr[first:end])
+        outcome.decoded.payload[first:end] = found.payload
+        outcome.decoded.ok[first:end] = found.ok
+        outcome.decoded.iterations[first:end] = found.iterations
+        outcome.take_blocks(group, first, end)
+        if first == 0:
+            outcome.measure_evm(code, group)
 
     workers.run(decode_part, parts)
-    results = {id(group): decoded for group, decoded, _, _ in parts}
     error_power = reference_power = 0.0
-    for group in groups:
-        code, decoded = block_code(numerology, group.mcs_index), results[id(group)]
+    for group, outcome in zip(groups, outcomes, strict=True):
+        decoded = outcome.decoded
         if memory:
-            _combine(code, group, decoded, owner, memory)
+            _combine(block_code(numerology, group.mcs_index), group, outcome, owner, memory)
         result.iterations += int(decoded.iterations.sum())
-        good = np.flatnonzero(decoded.ok)
-        for row in good.tolist():
-            place = int(group.slots[row]), int(group.subchannels[row])
-            result.blocks[place] = decoded.payload[row].tobytes()
-            result.attempted[place] = True
-        if len(good):  # one block per MCS and window is enough for an EVM
-            first = good[:1]
-            modulation = mcs_table()[group.mcs_index].modulation
-            sent = modulate(modulation, encode(code, decoded.payload[first]))
-            error_power += float(np.sum(np.abs(group.symbols[first] - sent) ** 2))
-            reference_power += float(np.sum(np.abs(sent) ** 2))
+        result.attempted[group.slots[decoded.ok], group.subchannels[decoded.ok]] = True
+        result.blocks.update(outcome.blocks)
+        error_power += outcome.error_power
+        reference_power += outcome.reference_power
     if reference_power > 0:
         result.evm = float(np.sqrt(error_power / reference_power))
     return result
 
 
-def _room_for(numerology: Numerology, group: SoftBlocks) -> DecodeResult:
-    """Arrays for what a group decodes to, to be written by parts."""
-    count, num_bytes = len(group.slots), block_bytes(numerology, group.mcs_index)
-    return DecodeResult(
-        np.empty((count, num_bytes), np.uint8), np.empty(count, bool), np.empty(count, np.int32)
-    )
+@dataclass
+class _Outcome:
+    """What a group decodes to, written by parts, and the EVM of one of its blocks."""
+
+    decoded: DecodeResult
+    blocks: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    error_power: float = 0.0
+    reference_power: float = 0.0
+
+    @classmethod
+    def empty(cls, numerology: Numerology, group: SoftBlocks) -> _Outcome:
+        count, num_bytes = len(group.slots), block_bytes(numerology, group.mcs_index)
+        payload = np.empty((count, num_bytes), np.uint8)
+        return cls(DecodeResult(payload, np.empty(count, bool), np.empty(count, np.int32)))
+
+    def take_blocks(self, group: SoftBlocks, first: int, end: int) -> None:
+        """Note the payload of the good ones among some rows."""
+        good = first + np.flatnonzero(self.decoded.ok[first:end])
+        places = zip(group.slots[good].tolist(), group.subchannels[good].tolist(), strict=True)
+        for row, place in zip(good.tolist(), places, strict=True):
+            self.blocks[place] = self.decoded.payload[row].tobytes()
+
+    def measure_evm(self, code: TransportBlockCode, group: SoftBlocks) -> None:
+        """Compare the first decoded block of the first part with what was sent: one per MCS is enough."""
+        good = np.flatnonzero(self.decoded.ok[:LEAST_BLOCKS])[:1]
+        if len(good):
+            modulation = mcs_table()[group.mcs_index].modulation
+            sent = modulate(modulation, encode(code, self.decoded.payload[good]))
+            error = group.symbols[good] - sent
+            self.error_power = float(np.vdot(error, error).real)
+            self.reference_power = float(np.vdot(sent, sent).real)
 
 
 def _combine(
     code: TransportBlockCode,
     group: SoftBlocks,
-    decoded: DecodeResult,
+    outcome: _Outcome,
     owner: NDArray[np.int64],
     memory: Mapping[int, SoftMemory],
 ) -> None:
     """Decode failed blocks together with their earlier copies; keep what still fails."""
+    decoded = outcome.decoded
     for row in np.flatnonzero(~decoded.ok).tolist():
         kept = memory.get(int(owner[group.subchannels[row]]))
         if kept is None:
@@ -267,6 +291,7 @@ def _combine(
         decoded.iterations[row] += again.iterations[0]
         if again.ok[0]:
             decoded.payload[row], decoded.ok[row] = again.payload[0], True
+            outcome.take_blocks(group, row, row + 1)
             kept.blocks_combined += 1
             kept.forget(group.mcs_index, position)
         else:
@@ -341,7 +366,7 @@ def samples_to_soft_blocks(
     if len(tried_slots) == 0:
         return result, groups
     centres = numerology.subcarrier_offsets.reshape(-1, width)[used].mean(axis=1)
-    motion = slot_motion(numerology, estimate, noise, centres, members, owner_of_used, tried)
+    motion = slot_motion(numerology, estimate, noise, centres, owner_of_used, tried)
     for mcs in np.unique(mcs_index[used]).tolist():
         slots, local = np.nonzero(tried & (mcs_index[used] == mcs))
         if len(slots):

@@ -43,17 +43,8 @@ class SlotMotion(NamedTuple):
 
 
 @kernel
-def pilot_products(first, second, product, moment):  # type: ignore[no-untyped-def]
-    """Sum second * conj(first) over the subcarriers of each place, plainly and weighted.
-
-    Parameters
-    ----------
-    first, second
-        complex64 [num_slots, num_used, subcarriers].
-    product, moment
-        complex64 [num_slots, num_used], written: the sum, and the sum of terms times their
-        subcarrier's distance from the subchannel's centre.
-    """
+def _pilot_products(first, second, product, moment):  # type: ignore[no-untyped-def]
+    """Sum z = second conj(first) over the subcarriers of each place, and z times the distance from its centre."""
     width = first.shape[2]
     centre = np.float32(0.5 * (width - 1))
     for slot in range(first.shape[0]):
@@ -73,12 +64,143 @@ def pilot_products(first, second, product, moment):  # type: ignore[no-untyped-d
             moment[slot, used] = complex(moment_real, moment_imaginary)
 
 
+@kernel
+def _mean_places(product, raw, centres, owner_of_used, heard, power, centre, spread):  # type: ignore[no-untyped-def]
+    """Power of each subchannel, and centre and mean square width of each transmitter's."""
+    weight = np.zeros(centre.shape[0])
+    centre[:] = 0.0
+    spread[:] = 0.0
+    for used in range(power.shape[0]):
+        owner = owner_of_used[used]
+        total = 0j
+        for slot in range(product.shape[0]):
+            if heard[slot, used]:
+                angle = raw[slot, owner]
+                total += product[slot, used] * complex(np.cos(angle), -np.sin(angle))
+        # Magnitudes: real parts of what the clock has turned by more than a quarter are negative.
+        power[used] = abs(total)
+        weight[owner] += power[used]
+        centre[owner] += power[used] * centres[used]
+    for owner in range(centre.shape[0]):
+        centre[owner] /= max(weight[owner], 1e-30)
+    for used in range(power.shape[0]):
+        owner = owner_of_used[used]
+        spread[owner] += power[used] * (centres[used] - centre[owner]) ** 2
+    for owner in range(centre.shape[0]):
+        spread[owner] /= max(weight[owner], 1e-30)
+
+
+@kernel
+def estimate_motion(  # type: ignore[no-untyped-def]
+    first,
+    second,
+    channel_power,
+    noise,
+    centres,
+    owner_of_used,
+    heard,
+    angle_prior,
+    slope_prior,
+    angle,
+    slope,
+    middle,
+):
+    """Phase and clock of each transmitter, and the channel between the pilots; see :func:`slot_motion`.
+
+    Parameters
+    ----------
+    first, second
+        complex64 [num_slots, num_used, subcarriers].
+    channel_power, noise
+        float32 [num_slots, num_used] and [num_used].
+    centres, owner_of_used, heard
+        float64 [num_used], int64 [num_used], bool [num_slots, num_used].
+    angle_prior, slope_prior
+        Variances that are expected [rad^2], [rad^2 per subcarrier^2].
+    angle, slope, middle
+        float32 [num_slots, num_used], float32 [num_used], complex64 like `first`; written.
+    """
+    num_slots, num_used, width = first.shape
+    num_owners = 0
+    for used in range(num_used):
+        num_owners = max(num_owners, owner_of_used[used] + 1)
+    product = np.empty((num_slots, num_used), np.complex64)
+    moment = np.empty((num_slots, num_used), np.complex64)
+    _pilot_products(first, second, product, moment)
+    raw = np.zeros((num_slots, num_owners))
+    total_snr = np.zeros((num_slots, num_owners))
+    noise_of, count = np.zeros(num_owners), np.zeros(num_owners)
+    for used in range(num_used):
+        noise_of[owner_of_used[used]] += noise[used]
+        count[owner_of_used[used]] += 1.0
+    sums = np.zeros(num_owners, np.complex128)
+    present = np.zeros(num_owners)  # summed SNR over the slots in which an owner was heard
+    for slot in range(num_slots):
+        sums[:] = 0.0
+        was_heard = np.zeros(num_owners, np.bool_)
+        for used in range(num_used):
+            owner = owner_of_used[used]
+            sums[owner] += product[slot, used]
+            total_snr[slot, owner] += channel_power[slot, used]
+            was_heard[owner] |= heard[slot, used]
+        for owner in range(num_owners):
+            raw[slot, owner] = np.arctan2(sums[owner].imag, sums[owner].real)
+            # The mean SNR times the resource elements that it was taken over.
+            mean_noise = max(noise_of[owner] / count[owner], 1e-20)
+            total_snr[slot, owner] = max(total_snr[slot, owner] / (2.0 * mean_noise), 1e-6)
+            if was_heard[owner]:
+                present[owner] += total_snr[slot, owner]
+    power = np.empty(num_used)
+    centre, spread = np.empty(num_owners), np.empty(num_owners)
+    _mean_places(product, raw, centres, owner_of_used, heard, power, centre, spread)
+    within = (width * width - 1) / 12.0  # mean square distance from a subchannel's centre
+    found = np.zeros(num_owners)
+    numerator, weight = np.empty(num_owners), np.empty(num_owners)
+    for _ in range(4):  # of a large phase the sine says too little: what it leaves is found next time
+        numerator[:] = 0.0
+        weight[:] = 0.0
+        for used in range(num_used):
+            owner = owner_of_used[used]
+            away = centres[used] - centre[owner]
+            for slot in range(num_slots):
+                if heard[slot, used]:
+                    phase = raw[slot, owner] + found[owner] * away
+                    turn = complex(np.cos(phase), -np.sin(phase))
+                    level, inside = product[slot, used] * turn, moment[slot, used] * turn
+                    numerator[owner] += away * level.imag + inside.imag - found[owner] * within * level.real
+            weight[owner] += power[used]
+        for owner in range(num_owners):
+            found[owner] += numerator[owner] / max((spread[owner] + within) * weight[owner], 1e-30)
+    for owner in range(num_owners):
+        variance = 1.0 / (max(present[owner], 1e-6) * (spread[owner] + within))
+        found[owner] *= slope_prior / (slope_prior + variance)
+    bend = np.empty(width, np.complex64)
+    for used in range(num_used):
+        owner = owner_of_used[used]
+        slope[used] = found[owner]
+        for slot in range(num_slots):
+            turned = raw[slot, owner] * angle_prior / (angle_prior + 1.0 / total_snr[slot, owner])
+            turned += found[owner] * (centres[used] - centre[owner])
+            angle[slot, used] = turned
+            half = 0.5 * (turned - found[owner] * 0.5 * (width - 1))
+            turn = complex(np.cos(half), np.sin(half))
+            step = complex(np.cos(0.5 * found[owner]), np.sin(0.5 * found[owner]))
+            for n in range(width):
+                bend[n] = complex(np.float32(turn.real), np.float32(turn.imag))
+                turn *= step
+            a, b, out = first[slot, used], second[slot, used], middle[slot, used]
+            for n in range(width):
+                c, s = bend[n].real, bend[n].imag
+                real = a[n].real * c - a[n].imag * s + b[n].real * c + b[n].imag * s
+                imaginary = a[n].real * s + a[n].imag * c - b[n].real * s + b[n].imag * c
+                out[n] = complex(np.float32(0.5) * real, np.float32(0.5) * imaginary)
+
+
 def slot_motion(
     numerology: Numerology,
     estimate: ChannelEstimate,
     noise: NDArray[np.float32],
     centres: NDArray[np.float64],
-    members: NDArray[np.float32],
     owner_of_used: NDArray[np.int64],
     heard: NDArray[np.bool_],
 ) -> SlotMotion:
@@ -90,10 +212,8 @@ def slot_motion(
         ``[num_used]`` noise power per subcarrier.
     centres
         ``[num_used]`` signed subcarrier number of each subchannel's centre.
-    members
-        ``[num_owners, num_used]``, 1 where a subchannel is of a transmitter, else 0.
     owner_of_used
-        ``[num_used]`` row of each in ``members``.
+        ``[num_used]`` transmitter of each, counted from 0.
     heard
         ``[num_slots, num_used]`` whether the transmitter was present.
 
@@ -104,71 +224,36 @@ def slot_motion(
     from the centre of power, the variance 1 / (sum of SNRs f_n^2): linear regression of phases with
     weights |z_n|.
     """
-    first, second = estimate.first, estimate.second
     pilot_a, pilot_b = numerology.pilot_symbols
-    product = np.empty(first.shape[:2], np.complex64)
-    moment = np.empty_like(product)
-    pilot_products(first, second, product, moment)
-
-    symbol_spacings = numerology.symbol_samples / numerology.fft_size
-    angle_prior = (2 * np.pi * RESIDUAL_CFO_SPACINGS * symbol_spacings * (pilot_b - pilot_a)) ** 2
-    by_owner = product @ members.T
-    raw = np.angle(by_owner)
-    mean_noise = np.maximum(members @ noise / members.sum(axis=1), 1e-20)
-    # The mean SNR times the resource elements that it was taken over.
-    total_snr = np.maximum((estimate.channel_power @ members.T) / (2 * mean_noise), 1e-6)
-    slope_by_owner, centre_by_owner = _slopes(
-        numerology, product, moment, raw, total_snr, centres, members, owner_of_used, heard
+    distance = numerology.symbol_samples * (pilot_b - pilot_a)
+    angle_prior = (2 * np.pi * RESIDUAL_CFO_SPACINGS * distance / numerology.fft_size) ** 2
+    slope_prior = (2 * np.pi * RESIDUAL_CLOCK_PPM * 1e-6 * distance / numerology.fft_size) ** 2
+    angle = np.empty(estimate.first.shape[:2], np.float32)
+    slope = np.empty(len(noise), np.float32)
+    middle = np.empty_like(estimate.first)
+    estimate_motion(
+        estimate.first,
+        estimate.second,
+        estimate.channel_power,
+        noise,
+        centres,
+        owner_of_used,
+        heard,
+        angle_prior,
+        slope_prior,
+        angle,
+        slope,
+        middle,
     )
-    angle_by_owner = raw * angle_prior / (angle_prior + 1.0 / total_snr)
-    away = centres - centre_by_owner[owner_of_used]
-    slope = slope_by_owner[owner_of_used]
-    angle = (angle_by_owner[:, owner_of_used] + slope * away).astype(np.float32)
-    half = np.exp(0.5j * angle).astype(np.complex64)[:, :, None]
-    if np.any(slope):
-        width = numerology.subcarriers_per_subchannel
-        bend = np.exp(0.5j * slope[:, None] * (np.arange(width) - (width - 1) / 2)).astype(np.complex64)
-        half = half * bend
-    middle = (first * half + second * half.conj()) * np.float32(0.5)
-    return SlotMotion(np.asarray(middle, np.complex64), angle, slope.astype(np.float32))
-
-
-def _slopes(
-    numerology: Numerology,
-    product: NDArray[np.complex64],
-    moment: NDArray[np.complex64],
-    raw: NDArray[np.floating],
-    total_snr: NDArray[np.floating],
-    centres: NDArray[np.float64],
-    members: NDArray[np.float32],
-    owner_of_used: NDArray[np.int64],
-    heard: NDArray[np.bool_],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Slope [rad per subcarrier] and centre of power [subcarrier] of each transmitter, ``[num_owners]``."""
-    pilot_a, pilot_b = numerology.pilot_symbols
-    width = numerology.subcarriers_per_subchannel
-    drift_samples = RESIDUAL_CLOCK_PPM * 1e-6 * numerology.symbol_samples * (pilot_b - pilot_a)
-    prior = (2 * np.pi * drift_samples / numerology.fft_size) ** 2
-    # Weights are magnitudes: real parts of what the clock has turned by more than a quarter are negative.
-    power = np.abs((product * np.exp(-1j * raw)[:, owner_of_used] * heard).sum(axis=0))
-    weight = np.maximum(members @ power, 1e-30)
-    centre = members @ (power * centres) / weight
-    away = centres - centre[owner_of_used]
-    within = (width**2 - 1) / 12  # mean square distance from a subchannel's centre
-    spread = members @ (power * (away**2 + within)) / weight
-    found = np.zeros(len(members))
-    for _ in range(4):  # of a large phase the sine says too little: what it leaves is found next time
-        bent = np.exp(-1j * (raw[:, owner_of_used] + found[owner_of_used] * away)) * heard
-        level = (product * bent).sum(axis=0)
-        inside = (moment * bent).imag.sum(axis=0) - found[owner_of_used] * within * level.real
-        found = found + members @ (away * level.imag + inside) / np.maximum(spread * weight, 1e-30)
-    owner_heard = (heard @ members.T) > 0
-    snr = np.maximum((total_snr * owner_heard).sum(axis=0), 1e-6)
-    variance = 1.0 / (snr * np.maximum(spread, 1e-9))
-    return found * prior / (prior + variance), centre
+    return SlotMotion(middle, angle, slope)
 
 
 @register_warmup
 def _warm_up() -> None:
     pilots = np.ones((1, 1, 4), np.complex64)
-    pilot_products(pilots, pilots, np.empty((1, 1), np.complex64), np.empty((1, 1), np.complex64))
+    power, place = np.ones((1, 1), np.float32), np.zeros(1, np.int64)
+    noise, heard = np.ones(1, np.float32), np.ones((1, 1), np.bool_)
+    angle, slope = np.empty((1, 1), np.float32), np.empty(1, np.float32)
+    estimate_motion(
+        pilots, pilots, power, noise, np.zeros(1), place, heard, 1.0, 1.0, angle, slope, np.empty_like(pilots)
+    )

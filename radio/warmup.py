@@ -27,6 +27,7 @@ KERNEL_MODULES = (
     "radio.grid",
     "radio.modulation",
     "radio.rotation",
+    "radio.tracking",
 )
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import TypeVar
-
-import numpy as np
 
 Part = TypeVar("Part")
 
@@ -64,20 +63,21 @@ class Workers:
 
     def run(self, work: Callable[[Part], None], parts: Iterable[Part]) -> None:
         """Call ``work`` with every part; the first failure is raised when all have ended."""
-        todo = list(parts)
+        todo = deque(parts)
         if self._pool is None or len(todo) < 2:
-            for part in todo:
-                work(part)
+            while todo:
+                work(todo.popleft())
             return
-        others = [self._pool.submit(_timed, work, part) for part in todo[1:]]
+        others = [self._pool.submit(_timed, work, todo) for _ in range(min(self.num_threads, len(todo)) - 1)]
         try:
-            work(todo[0])
+            _until_empty(work, todo)
         finally:
-            spent = [future.exception() or future.result() for future in others]
-        for outcome in spent:
-            if isinstance(outcome, BaseException):
-                raise outcome
-            self._cpu_ns += outcome
+            todo.clear()  # after a failure nobody needs to go on
+            failures = [future.exception() for future in others]
+        for failure, future in zip(failures, others, strict=True):
+            if failure is not None:
+                raise failure
+            self._cpu_ns += future.result()
 
     def take_cpu_ns(self) -> int:
         """CPU time of the other threads since the last call [ns]; the caller's own is not in it."""
@@ -87,13 +87,23 @@ class Workers:
     def ranges(self, count: int, at_least: int = 1) -> list[tuple[int, int]]:
         """``0..count`` cut into (first, end) ranges of nearly equal length, one per thread at most."""
         num_parts = max(1, min(self.num_threads, count // max(1, at_least)))
-        edges = np.linspace(0, count, num_parts + 1).round().astype(int).tolist()
+        edges = [count * part // num_parts for part in range(num_parts + 1)]
         return [(first, end) for first, end in pairwise(edges) if end > first]
 
 
-def _timed(work: Callable[[Part], None], part: Part) -> int:
+def _until_empty(work: Callable[[Part], None], todo: deque[Part]) -> None:
+    """Work on what is left; whoever is free takes the next part."""
+    while True:
+        try:
+            part = todo.popleft()
+        except IndexError:
+            return
+        work(part)
+
+
+def _timed(work: Callable[[Part], None], todo: deque[Part]) -> int:
     started = time.thread_time_ns()
-    work(part)
+    _until_empty(work, todo)
     return time.thread_time_ns() - started
 
 

