@@ -47,8 +47,8 @@ from radio.tracking import RESIDUAL_CFO_SPACINGS
 # Offsets from the expected 10 % point [dB]; the two outermost are for the shape of the curve only.
 GRID_DB = (-2.0, -0.55, -0.25, 0.0, 0.25, 0.6, 3.0)
 COARSE_DB = (-0.8, 0.0, 0.8, 2.0)
-NUM_BLOCKS = 1200  # per point of the modem
-NUM_EXPECTED_BLOCKS = 1200  # per point of the expectation
+NUM_BLOCKS = 1600  # per point of the modem
+NUM_EXPECTED_BLOCKS = 1600  # per point of the expectation
 # Subchannels of one transmitter: it has the whole band, or shares it with four others.
 MEMBERS = (20, 4)
 SLOTS_PER_CALL = 8

@@ -43,7 +43,7 @@ CFO_SPACINGS = 0.02  # at most, of either client
 # Of the victim itself: what is left after its sounding, at most.
 OWN_CFO_SPACINGS = 0.002
 TIMING_SHARE = 0.9  # of the prefix, at most
-NUM_BLOCKS = 1200  # of the victim, per point
+NUM_BLOCKS = 2000  # of the victim, per point
 GRID_DB = (-0.5, -0.2, 0.05, 0.3, 0.6)
 NOISE_FIGURE_DB = 7.0
 FULL_SCALE_DBM = 30.0
