@@ -275,7 +275,9 @@ def test_sounding_is_found_and_noise_is_not(name: str) -> None:
     assert stated.pvalue > 1e-3
     rates = np.array([found / count for _, count, found in case["detections"]])
     assert rates[0] < 0.05
-    assert rates[-1] == 1.0
+    # At -5 dB, where the lowest MCS dies.
+    _, count, found = case["detections"][-1]
+    assert stats.binomtest(found, count).proportion_ci(CONFIDENCE).low > 0.95
     assert (np.diff(rates) > -0.15).all()
 
 
