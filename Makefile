@@ -1,6 +1,6 @@
 # make demo   install, train five emulated boards over the emulated air, say where the output is
 # make test   install, then lint, types, import contracts and tests
-# make validate   statistics of the closed loop: an hour on two cores, results in tests/validation
+# make validate   statistics of modem and closed loop: over an hour on two cores, results in tests/validation
 #
 # Everything goes into $(VENV); a second call finds it and installs nothing.  Variables:
 #   PYTHON=/path/to/python3.12    the interpreter to make the environment with, 3.11 or newer
@@ -48,7 +48,9 @@ install: $(STAMP)
 
 # Statistics that take longer than a test may; an interrupted call goes on where it was.
 validate: $(STAMP)
-	$(BIN)/python tests/validation/closed_loop.py
+	@for script in tests/validation/*.py; do \
+	    echo "$$script" >&2; $(BIN)/python "$$script" || exit 1; \
+	done
 
 demo: $(STAMP)
 	$(BIN)/testbed run --preset laptop

@@ -286,10 +286,12 @@ def estimate_sounding(
     snr = power / scatter
     # Repetition of the known signal from symbol to symbol, against noise that does not repeat.
     # Of noise alone, products of neighbours add up to a complex Gaussian, whose magnitude is Rayleigh.
+    # The measure is the total power: the scatter shrinks by what noise happens to repeat.
     products = (SOUNDING_SYMBOLS - 1) * numerology.num_subcarriers
     coherence = abs(steps) / products
-    threshold = max(DETECTION_SNR, float(np.sqrt(-np.log(SOUNDING_FALSE_ALARM) / products)))
-    detected = bool(coherence / scatter > threshold and snr.mean() > DETECTION_SNR)
+    total = max(float(np.mean(np.abs(observed) ** 2)), 1e-30)
+    threshold = float(np.sqrt(-np.log(SOUNDING_FALSE_ALARM) / products))
+    detected = bool(coherence / total > threshold and snr.mean() > DETECTION_SNR)
     spectrum = np.zeros(numerology.fft_size, np.complex128)
     spectrum[numerology.fft_bins] = mean
     delay = int(np.argmax(np.abs(np.fft.ifft(spectrum))))
