@@ -29,6 +29,7 @@ from radio.modulation import constellation, demodulate_llr, modulate
 from radio.numerology import Numerology
 from radio.ofdm import reference_symbols, spectrum_to_samples, useful_samples, useful_to_spectrum
 from radio.tracking import SlotMotion, slot_motion
+from radio.turns import resolve_turns
 from radio.workers import ALONE, Workers
 
 UNUSED = -1  # MCS index or owner of a subchannel that carries nothing
@@ -367,6 +368,16 @@ def samples_to_soft_blocks(
         return result, groups
     centres = numerology.subcarrier_offsets.reshape(-1, width)[used].mean(axis=1)
     motion = slot_motion(numerology, estimate, noise, centres, owner_of_used, tried)
+    motion = resolve_turns(
+        numerology,
+        lambda slot: useful_to_spectrum(useful[slot]),
+        used,
+        mcs_index[used],
+        owner_of_used,
+        tried,
+        noise,
+        motion,
+    )
     for mcs in np.unique(mcs_index[used]).tolist():
         slots, local = np.nonzero(tried & (mcs_index[used] == mcs))
         if len(slots):

@@ -9,7 +9,8 @@ from radio.estimation import ChannelEstimate, estimate_channel
 from radio.grid import bend_blocks
 from radio.mcs import thresholds_db
 from radio.numerology import Numerology
-from radio.phy import demodulate_slots
+from radio.phy import demodulate_slots, modulate_slots
+from radio.rotation import rotate
 from radio.tracking import RESIDUAL_CFO_SPACINGS, RESIDUAL_CLOCK_PPM, SlotMotion, slot_motion
 
 BOTH = pytest.mark.parametrize("numerology", [LAPTOP, PLUTO_LAB], ids=["laptop", "pluto-lab"])
@@ -155,3 +156,20 @@ def test_bending_takes_a_linear_phase_out() -> None:
     bent = (flat * np.exp(1j * phase)).astype(np.complex64)
     bend_blocks(width, positions, slope, bent)
     np.testing.assert_allclose(bent, flat, atol=2e-6)
+
+
+@BOTH
+@pytest.mark.parametrize("share", [-0.02, -0.012, -0.008, -0.004, 0.0, 0.004, 0.008, 0.012, 0.02])
+def test_a_carrier_is_followed_to_two_percent_of_the_spacing(numerology: Numerology, share: float) -> None:
+    """Five transmitters, at PLUTO's numerology more than a turn between the pilots."""
+    rng = np.random.default_rng(7)
+    mcs = np.repeat([3, 6, 8, 10, 12], 4)
+    owner = np.arange(20) // 4
+    threshold = thresholds_db(numerology.block_resource_elements, 0.01)[mcs]
+    amplitude = np.sqrt(10 ** ((threshold + 3.0) / 10))
+    blocks = random_blocks(rng, numerology, 4, mcs)
+    samples = modulate_slots(numerology, 4, blocks, mcs, amplitude)
+    samples = rotate(samples, 0, share * numerology.subcarrier_spacing_hz / numerology.sample_rate_hz)
+    received = demodulate_slots(numerology, samples + complex_noise(rng, len(samples), 1.0), mcs, owner)
+    assert len(received.blocks) >= 79
+    assert all(blocks[place] == block for place, block in received.blocks.items())
