@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import platform
 import sys
 import time
@@ -66,21 +67,34 @@ class Case:
     details: Result = field(default_factory=dict)
 
 
-def measure(case: Case, min_duration_s: float = 0.4) -> Result:
-    """Return mean and best throughput of repeated calls, from the CPU time of this thread."""
-    case.call()
-    durations: list[float] = []
+def measure(case: Case, min_duration_s: float = 0.4, min_batch_s: float = 0.01) -> Result:
+    """Return mean and best throughput of repeated calls, from the CPU time of this thread.
+
+    Calls are timed in batches of at least `min_batch_s`: on virtual machines the clock of a thread may
+    stand still for milliseconds, and a single short call could take no time at all.
+    """
+    num_calls = 1
+    while (duration := _thread_time_s(case.call, num_calls)) < min_batch_s:
+        num_calls = max(2 * num_calls, math.ceil(num_calls * min_batch_s / max(duration, 1e-6)))
+    durations = [duration]
     while sum(durations) < min_duration_s or len(durations) < 5:
-        started = time.thread_time()
-        case.call()
-        durations.append(time.thread_time() - started)
+        durations.append(_thread_time_s(case.call, num_calls))
+    work = case.work * num_calls
     return {
         "unit": case.unit,
-        "mean": round(case.work * len(durations) / sum(durations), 2),
-        "best": round(case.work / min(durations), 2),
-        "num_calls": len(durations),
+        "mean": round(work * len(durations) / sum(durations), 2),
+        "best": round(work / min(durations), 2),
+        "num_calls": num_calls * len(durations),
         **case.details,
     }
+
+
+def _thread_time_s(call: Callable[[], object], num_calls: int) -> float:
+    """CPU time of this thread for some calls in a row."""
+    started = time.thread_time()
+    for _ in range(num_calls):
+        call()
+    return time.thread_time() - started
 
 
 def coding_cases() -> Iterator[Case]:
