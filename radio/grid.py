@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radio.jit import kernel, register_warmup
+from radio.modulation import map_labels
 
 
 @kernel
@@ -24,40 +25,6 @@ def _first_bin(shape, subcarrier):  # type: ignore[no-untyped-def]
 def _lower_part(shape, subchannel):  # type: ignore[no-untyped-def]
     """Return how many subcarriers of a subchannel lie below DC."""
     return min(max(shape.num_below - subchannel * shape.width, 0), shape.width)
-
-
-@kernel
-def _map_run(points, bits_per_symbol, bits, first_bit, scale, row, start, stop):  # type: ignore[no-untyped-def]
-    """Write the scaled points of consecutive labels, first bit most significant."""
-    # With a constant count the compiler unrolls the inner loop.
-    if bits_per_symbol == 2:
-        for n in range(stop - start):
-            label = 0
-            for bit in range(2):
-                label = (label << 1) | np.int64(bits[first_bit + 2 * n + bit])
-            point = points[label]
-            row[start + n] = complex(point.real * scale, point.imag * scale)
-    elif bits_per_symbol == 4:
-        for n in range(stop - start):
-            label = 0
-            for bit in range(4):
-                label = (label << 1) | np.int64(bits[first_bit + 4 * n + bit])
-            point = points[label]
-            row[start + n] = complex(point.real * scale, point.imag * scale)
-    elif bits_per_symbol == 6:
-        for n in range(stop - start):
-            label = 0
-            for bit in range(6):
-                label = (label << 1) | np.int64(bits[first_bit + 6 * n + bit])
-            point = points[label]
-            row[start + n] = complex(point.real * scale, point.imag * scale)
-    else:
-        for n in range(stop - start):
-            label = 0
-            for bit in range(bits_per_symbol):
-                label = (label << 1) | np.int64(bits[first_bit + bits_per_symbol * n + bit])
-            point = points[label]
-            row[start + n] = complex(point.real * scale, point.imag * scale)
 
 
 @kernel
@@ -93,9 +60,10 @@ def map_blocks(shape, slots, subchannels, data_symbols, points, bits_per_symbol,
         for index in range(data_symbols.shape[0]):
             row = spectrum[slots[block] * shape.symbols_per_slot + data_symbols[index]]
             bit = index * width * bits_per_symbol
-            _map_run(points, bits_per_symbol, block_bits, bit, scale, row, below, below + lower)
+            map_labels(points, bits_per_symbol, block_bits, bit, scale, row[below : below + lower])
             bit += lower * bits_per_symbol
-            _map_run(points, bits_per_symbol, block_bits, bit, scale, row, above, above + width - lower)
+            upper = row[above : above + width - lower]
+            map_labels(points, bits_per_symbol, block_bits, bit, scale, upper)
 
 
 @kernel
