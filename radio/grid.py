@@ -89,17 +89,6 @@ def map_pilots(shape, slots, subchannels, pilot_symbols, reference, amplitude, s
 
 
 @kernel
-def add_prefixes(useful, prefix_samples, out):  # type: ignore[no-untyped-def]
-    """Copy symbols [num_symbols, fft_size] behind their cyclic prefixes, one after the other."""
-    fft_size = useful.shape[1]
-    length = prefix_samples + fft_size
-    for symbol in range(useful.shape[0]):
-        start = symbol * length
-        out[start : start + prefix_samples] = useful[symbol, fft_size - prefix_samples :]
-        out[start + prefix_samples : start + length] = useful[symbol]
-
-
-@kernel
 def take_pilots(shape, subchannels, spectra, reference, out):  # type: ignore[no-untyped-def]
     """Divide received pilots by what was sent.
 
@@ -222,5 +211,4 @@ def sensible(samples: NDArray[np.complex64]) -> NDArray[np.complex64]:
 @register_warmup
 def _warm_up() -> None:
     # The others are reached by radio.phy's warm-up, with the types that it gives them.
-    add_prefixes(np.zeros((1, 8), np.complex64), 2, np.empty(10, np.complex64))
     sensible(np.zeros(8, np.complex64))

@@ -24,6 +24,7 @@ KERNEL_MODULES = (
     "radio.air.noise",
     "radio.coding.crc",
     "radio.coding.transport_block",
+    "radio.fft",
     "radio.grid",
     "radio.modulation",
     "radio.rotation",
