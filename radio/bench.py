@@ -75,6 +75,7 @@ def measure(case: Case, min_duration_s: float = 0.4, min_batch_s: float = 0.01) 
     Calls are timed in batches of at least `min_batch_s`: on virtual machines the clock of a thread may
     stand still for milliseconds, and a single short call could take no time at all.
     """
+    case.call()
     num_calls = 1
     while (duration := _thread_time_s(case.call, num_calls)) < min_batch_s:
         num_calls = max(2 * num_calls, math.ceil(num_calls * min_batch_s / max(duration, 1e-6)))

@@ -72,24 +72,28 @@ def _plan(size: int) -> _Plan:
     radices = [8] * ((exponent - 2 * num_fours) // 3) + [4] * num_fours
     twiddles, starts, length = [], [0], size
     row_of_frequency = np.zeros(1, np.int64)
-    step = 1
     for radix in radices:
         k, p = np.arange(radix)[:, None], np.arange(length // radix)
         twiddles.append(np.exp(-2j * np.pi * k * p / length).reshape(-1))
         starts.append(starts[-1] + length)
-        # Row (row, k) of the next pass holds the frequencies of row plus step k.
+        # Row (row, k) of the next pass holds the frequencies of row, plus k times the rows so far.
         row_of_frequency = (row_of_frequency * radix + np.arange(radix)[:, None]).reshape(-1)
         length //= radix
-        step *= radix
     flat = np.concatenate(twiddles)
     last = np.exp(-2j * np.pi * np.outer(np.arange(4), np.arange(4)) / _LAST).reshape(-1)
-    parts = [np.ascontiguousarray(part, np.float32) for z in (flat, last) for part in (z.real, z.imag)]
+
+    def part(values: NDArray[np.float64]) -> NDArray[np.float32]:
+        return np.ascontiguousarray(values, np.float32)
+
     return _Plan(
         size,
         np.float32(1 / np.sqrt(size)),
         np.array(radices, np.int64),
         np.array(starts[:-1], np.int64),
-        *parts,
+        part(flat.real),
+        part(flat.imag),
+        part(last.real),
+        part(last.imag),
         row_of_frequency * _LAST,
     )
 
@@ -259,9 +263,7 @@ def _transform(plan, inverse, source, source_stride, target, target_stride, pref
             first = pass_start[index]
             for start in range(0, size, length):
                 if radices[index] == 8:
-                    _pass_eight(
-                        source, x, index == 0, inverse, real, imaginary, start, length, tr, ti, first
-                    )
+                    _pass_eight(source, x, index == 0, inverse, real, imaginary, start, length, tr, ti, first)
                 else:
                     _pass_four(source, x, index == 0, inverse, real, imaginary, start, length, tr, ti, first)
             length //= radices[index]
@@ -331,7 +333,7 @@ def inverse_with_prefix(rows: NDArray[np.complex64], prefix: int) -> NDArray[np.
 @register_warmup
 def _warm_up() -> None:
     # Rows that lie apart, as a receiver's symbols between their prefixes, are another type to Numba.
-    apart = np.zeros((1, MIN_SIZE + 8), np.complex64)[:, 8:]
+    apart = np.zeros((2, MIN_SIZE + 8), np.complex64)[:, 8:]
     forward(apart)
     forward(apart.copy())
     inverse_with_prefix(apart.copy(), 0)

@@ -154,24 +154,34 @@ def equalise_blocks(  # type: ignore[no-untyped-def]
     width = shape.width
     weight = np.empty(width, np.complex64)
     spread = np.empty(width, np.float32)
+    num_symbols = data_symbols.shape[0]
+    turn_real = np.ones(num_symbols, np.float32)
+    turn_imaginary = np.zeros(num_symbols, np.float32)
+    turned_by = np.float32(0.0)
     least = np.float32(1e-20)
     for block in range(rows.shape[0]):
+        if angle[block] != turned_by:  # the blocks of one transmitter in a slot share theirs
+            turned_by = angle[block]
+            for index in range(num_symbols):
+                turn = -positions[index] * turned_by
+                turn_real[index], turn_imaginary[index] = np.float32(np.cos(turn)), np.float32(np.sin(turn))
+        values = channel[block]
         for n in range(width):
-            value = channel[block, n]
+            value = values[n]
             power = max(value.real * value.real + value.imag * value.imag, least)
-            weight[n] = complex(value.real / power, -value.imag / power)
-            spread[n] = noise[block] / power
+            # The operator "/" would test for zero and raise, subcarrier by subcarrier.
+            weight[n] = complex(np.divide(value.real, power), -np.divide(value.imag, power))
+            spread[n] = np.divide(noise[block], power)
         first = subchannels[block] * width
         lower = _lower_part(shape, subchannels[block])
         below = _first_bin(shape, first)
         above = _first_bin(shape, first + lower)
-        for index in range(data_symbols.shape[0]):
-            turn = -positions[index] * angle[block]
-            turn_real, turn_imaginary = np.float32(np.cos(turn)), np.float32(np.sin(turn))
+        for index in range(num_symbols):
+            c, s = turn_real[index], turn_imaginary[index]
             row = spectrum[rows[block] + data_symbols[index]]
             out = symbols[block, index * width : (index + 1) * width]
-            _equalise_run(row, below, weight, 0, lower, turn_real, turn_imaginary, out)
-            _equalise_run(row, above, weight, lower, width - lower, turn_real, turn_imaginary, out)
+            _equalise_run(row, below, weight, 0, lower, c, s, out)
+            _equalise_run(row, above, weight, lower, width - lower, c, s, out)
             variance[block, index * width : (index + 1) * width] = spread
 
 

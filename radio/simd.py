@@ -36,7 +36,7 @@ class _Float32x8Type(types.Type):
 
 
 float32x8 = _Float32x8Type()
-_Pair = types.UniTuple(float32x8, 2)
+_Pair: Any = types.containers.UniTuple(float32x8, 2)
 
 
 @register_model(_Float32x8Type)
@@ -69,7 +69,8 @@ def load(typing_context: Any, array: Any, offset: Any) -> Any:
         return None
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address = _address(context, builder, signature.args[0], *arguments, _V8)
+        array, offset = arguments
+        address = _address(context, builder, signature.args[0], array, offset, _V8)
         return builder.load(address, align=4)
 
     return float32x8(array, types.intp), generate
@@ -82,8 +83,9 @@ def store(typing_context: Any, array: Any, offset: Any, vector: Any) -> Any:
         return None
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address = _address(context, builder, signature.args[0], *arguments[:2], _V8)
-        builder.store(arguments[2], address, align=4)
+        array, offset, vector = arguments
+        address = _address(context, builder, signature.args[0], array, offset, _V8)
+        builder.store(vector, address, align=4)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, float32x8), generate
@@ -96,7 +98,8 @@ def load_pairs(typing_context: Any, array: Any, offset: Any) -> Any:
         return None
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address = _address(context, builder, signature.args[0], *arguments, _V16)
+        array, offset = arguments
+        address = _address(context, builder, signature.args[0], array, offset, _V16)
         both = builder.load(address, align=4)
         parts = [_shuffle(builder, both, both, list(range(first, 2 * WIDTH, 2))) for first in range(2)]
         return context.make_tuple(builder, signature.return_type, parts)
@@ -111,9 +114,10 @@ def store_pairs(typing_context: Any, array: Any, offset: Any, even: Any, odd: An
         return None
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address = _address(context, builder, signature.args[0], *arguments[:2], _V16)
+        array, offset, even, odd = arguments
+        address = _address(context, builder, signature.args[0], array, offset, _V16)
         lanes = [lane + WIDTH * part for lane in range(WIDTH) for part in range(2)]
-        builder.store(_shuffle(builder, arguments[2], arguments[3], lanes), address, align=4)
+        builder.store(_shuffle(builder, even, odd, lanes), address, align=4)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, float32x8, float32x8), generate

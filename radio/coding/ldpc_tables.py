@@ -208,7 +208,8 @@ def decoder_tables(code: LiftedCode) -> dict[str, NDArray[np.int32]]:
 
     def expanded(entries: list[tuple[int, int]]) -> list[int]:
         """Offsets of a row's entries, vector after vector."""
-        return [offset for together in zip(*(lanes(*entry) for entry in entries)) for offset in together]
+        by_entry = [lanes(*entry) for entry in entries]
+        return [offsets[turn] for turn in range(num_vectors) for offsets in by_entry]
 
     checkpoints = decoder_checkpoints(code.num_layers).tolist()
     current = dict(rotation)

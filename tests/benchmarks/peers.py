@@ -46,7 +46,7 @@ GNURADIO_TIMEOUT_S = 300.0
 Figures = dict[str, Any]
 
 
-class Missing(Exception):
+class MissingPeerError(Exception):
     """A peer is not on this machine; the message says what to install."""
 
 
@@ -171,7 +171,7 @@ class Liquid:
     def __init__(self, payload: np.ndarray) -> None:
         name = ctypes.util.find_library("liquid")
         if name is None:
-            raise Missing("liquid-dsp is not installed; Debian has it as libliquid1")
+            raise MissingPeerError("liquid-dsp is not installed; Debian has it as libliquid1")
         self._library = library = ctypes.CDLL(name)
         for function in ("ofdmflexframegen_create", "ofdmflexframesync_create"):
             getattr(library, function).restype = ctypes.c_void_p
@@ -268,7 +268,7 @@ def find_gnuradio_python() -> str:
             continue
         if tried.returncode == 0:
             return python
-    raise Missing(
+    raise MissingPeerError(
         "GNU Radio is not installed, or no interpreter here can import it; Debian has it as gnuradio, "
         "and TESTBED_GNURADIO_PYTHON can name the interpreter"
     )
@@ -331,7 +331,7 @@ def main() -> None:
     for name, build in {"liquid": Liquid, "gnuradio": GnuRadio}.items():
         try:
             modems[name] = build(payload)
-        except Missing as missing:
+        except MissingPeerError as missing:
             result[name] = {"missing": str(missing)}
     figures: dict[str, list[Figures]] = {name: [] for name in modems}
     for _ in range(options.rounds):  # in turn, so that a machine that slows down slows all of them
@@ -339,12 +339,11 @@ def main() -> None:
             figures[name].append(modem.measure())
     result |= {name: summary(rounds) for name, rounds in figures.items()}
     result["ratios"] = {
-        name: {
-            way: round(result["ours"][way]["mean"] / result[name][way]["mean"], 2)
-            for way in ("tx", "rx")
-        }
+        name: {way: round(result["ours"][way]["mean"] / result[name][way]["mean"], 2) for way in ("tx", "rx")}
         | {
-            f"{way}_with_code": round(result["ours"][f"{way}_with_code"]["mean"] / result[name][way]["mean"], 2)
+            f"{way}_with_code": round(
+                result["ours"][f"{way}_with_code"]["mean"] / result[name][way]["mean"], 2
+            )
             for way in ("tx", "rx")
         }
         for name in modems
