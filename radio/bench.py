@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import platform
 import sys
 import time
@@ -25,11 +26,13 @@ from radio.air.kernels import add_link, receive_convert
 from radio.air.noise import fill_noise, gaussian_noise, noise_key
 from radio.air.oscillator import PhaseNoise
 from radio.coding.transport_block import decode, encode, transport_block_code
+from radio.mcs import mcs_table
 from radio.modulation import Modulation, demodulate_llr, modulate
 from radio.numerology import Numerology
 from radio.phy import (
     CodedBlocks,
     ReceivedSlots,
+    SoftBlocks,
     block_bytes,
     block_code,
     coded_to_samples,
@@ -69,21 +72,35 @@ class Case:
     details: Result = field(default_factory=dict)
 
 
-def measure(case: Case, min_duration_s: float = 0.4) -> Result:
-    """Return mean and best throughput of repeated calls, from the CPU time of this thread."""
+def measure(case: Case, min_duration_s: float = 0.4, min_batch_s: float = 0.01) -> Result:
+    """Return mean and best throughput of repeated calls, from the CPU time of this thread.
+
+    Calls are timed in batches of at least `min_batch_s`: on virtual machines the clock of a thread may
+    stand still for milliseconds, and a single short call could take no time at all.
+    """
     case.call()
-    durations: list[float] = []
+    num_calls = 1
+    while (duration := _thread_time_s(case.call, num_calls)) < min_batch_s:
+        num_calls = max(2 * num_calls, math.ceil(num_calls * min_batch_s / max(duration, 1e-6)))
+    durations = [duration]
     while sum(durations) < min_duration_s or len(durations) < 5:
-        started = time.thread_time()
-        case.call()
-        durations.append(time.thread_time() - started)
+        durations.append(_thread_time_s(case.call, num_calls))
+    work = case.work * num_calls
     return {
         "unit": case.unit,
-        "mean": round(case.work * len(durations) / sum(durations), 2),
-        "best": round(case.work / min(durations), 2),
-        "num_calls": len(durations),
+        "mean": round(work * len(durations) / sum(durations), 2),
+        "best": round(work / min(durations), 2),
+        "num_calls": num_calls * len(durations),
         **case.details,
     }
+
+
+def _thread_time_s(call: Callable[[], object], num_calls: int) -> float:
+    """CPU time of this thread for some calls in a row."""
+    started = time.thread_time()
+    for _ in range(num_calls):
+        call()
+    return time.thread_time() - started
 
 
 def coding_cases() -> Iterator[Case]:
@@ -276,35 +293,55 @@ def _impaired_air_cases(quiet: NDArray[np.complex64]) -> Iterator[Case]:
         yield Case(name, "MS/s", work, functools.partial(link.frame, quiet))
 
 
+class _Uplink:
+    """The chain's scenario: one client fills the band with 16QAM 2/3 at 18 dB, frame after frame."""
+
+    def __init__(self) -> None:
+        num = LAPTOP.num_subchannels
+        self.amplitude = np.full(num, _AMPLITUDE)
+        self.mcs = np.full(num, CHAIN_MCS, np.int64)
+        self.owner = np.zeros(num, np.int64)
+        self.blocks = _frame(self.mcs, 1)
+        self.code = block_code(LAPTOP, CHAIN_MCS)
+        self.payload = np.frombuffer(b"".join(self.blocks.values()), np.uint8).reshape(len(self.blocks), -1)
+        slots, subchannels = np.array(list(self.blocks), np.int64).T.copy()
+        self.coded = [CodedBlocks(CHAIN_MCS, slots, subchannels, encode(self.code, self.payload))]
+        self.link = _Link(CHAIN_SNR_DB)
+        self.sent = self.transmit()
+        self.received = self.link.frame(self.sent)
+
+    def transmit(self) -> NDArray[np.complex64]:
+        return modulate_slots(LAPTOP, LAPTOP.slots_per_frame, self.blocks, self.mcs, self.amplitude)
+
+    def map(self) -> NDArray[np.complex64]:
+        return coded_to_samples(LAPTOP, LAPTOP.slots_per_frame, self.coded, self.amplitude)
+
+    def soft_blocks(self) -> tuple[ReceivedSlots, list[SoftBlocks]]:
+        return samples_to_soft_blocks(LAPTOP, self.received, self.mcs, self.owner)
+
+    def receive(self) -> ReceivedSlots:
+        return demodulate_slots(LAPTOP, self.received, self.mcs, self.owner)
+
+    def chain(self) -> ReceivedSlots:
+        samples = self.link.frame(self.transmit())
+        return demodulate_slots(LAPTOP, samples, self.mcs, self.owner)
+
+
 def modem_cases() -> Iterator[Case]:
     """Yield OFDM without coding, the whole chain of one uplink, and five uplinks in one band."""
     work = LAPTOP.frame_samples * 1e-6
     num, slots = LAPTOP.num_subchannels, LAPTOP.slots_per_frame
-    amplitude = np.full(num, _AMPLITUDE)
-    mcs = np.full(num, CHAIN_MCS, np.int64)
-    blocks = _frame(mcs, 1)
-    code = block_code(LAPTOP, CHAIN_MCS)
-    payload = np.frombuffer(b"".join(blocks.values()), np.uint8).reshape(len(blocks), -1)
-    place_slots, place_subchannels = np.array(list(blocks), np.int64).T.copy()
-    coded = [CodedBlocks(CHAIN_MCS, place_slots, place_subchannels, encode(code, payload))]
-    yield Case("ofdm_tx", "MS/s", work, lambda: coded_to_samples(LAPTOP, slots, coded, amplitude))
-    one_owner = np.zeros(num, np.int64)
-    link = _Link(CHAIN_SNR_DB)
-    received = link.frame(modulate_slots(LAPTOP, slots, blocks, mcs, amplitude))
-    yield Case("ofdm_rx", "MS/s", work, lambda: samples_to_soft_blocks(LAPTOP, received, mcs, one_owner))
-
-    def chain() -> ReceivedSlots:
-        sent = modulate_slots(LAPTOP, slots, blocks, mcs, amplitude)
-        return demodulate_slots(LAPTOP, link.frame(sent), mcs, one_owner)
-
-    missed = len(blocks) - len(chain().blocks)
-    facts: Result = {"snr_db": CHAIN_SNR_DB, "bler": round(missed / len(blocks), 4)}
-    yield Case("chain", "MS/s", work, chain, facts)
+    uplink = _Uplink()
+    yield Case("ofdm_tx", "MS/s", work, uplink.map)
+    yield Case("ofdm_rx", "MS/s", work, uplink.soft_blocks)
+    missed = len(uplink.blocks) - len(uplink.chain().blocks)
+    facts: Result = {"snr_db": CHAIN_SNR_DB, "bler": round(missed / len(uplink.blocks), 4)}
+    yield Case("chain", "MS/s", work, uplink.chain, facts)
 
     five_owners = np.repeat(np.arange(5), num // 5)
     five_mcs = np.repeat([18, 14, 10, 7, 4], num // 5)
     five_blocks = _frame(five_mcs, 2)
-    window = _Link(24.0).frame(modulate_slots(LAPTOP, slots, five_blocks, five_mcs, amplitude))
+    window = _Link(24.0).frame(modulate_slots(LAPTOP, slots, five_blocks, five_mcs, uplink.amplitude))
     missed = len(five_blocks) - len(demodulate_slots(LAPTOP, window, five_mcs, five_owners).blocks)
     yield Case(
         "uplink5",
@@ -313,6 +350,47 @@ def modem_cases() -> Iterator[Case]:
         lambda: demodulate_slots(LAPTOP, window, five_mcs, five_owners),
         {"bler": round(missed / len(five_blocks), 4)},
     )
+
+
+def profile() -> dict[str, Result]:
+    """Return where the CPU time of `chain` goes, part by part.
+
+    The parts are timed one after the other on the data of the chain.  `rx_front` is everything from
+    samples to equalised symbols; `rest` is what the chain takes beyond its parts: dictionaries of
+    blocks, and buffers that other parts have driven out of the cache.
+    """
+    uplink = _Uplink()
+    modulation = mcs_table()[CHAIN_MCS].modulation
+    (soft,) = uplink.soft_blocks()[1]
+    variance = np.full(soft.symbols.shape, 10 ** (-CHAIN_SNR_DB / 10), np.float32)
+    calls: dict[str, Callable[[], object]] = {
+        "encode": lambda: encode(uplink.code, uplink.payload),
+        "tx": uplink.map,
+        "air": lambda: uplink.link.frame(uplink.sent),
+        "rx": uplink.soft_blocks,
+        "demod": lambda: demodulate_llr(modulation, soft.symbols, variance),
+        "decode": lambda: decode(uplink.code, soft.llr),
+        "chain": uplink.chain,
+    }
+    work = LAPTOP.frame_samples * 1e-6
+    rates = {name: measure(Case(name, "MS/s", work, call), 1.0) for name, call in calls.items()}
+    mean = {name: 1e3 / float(found["mean"]) for name, found in rates.items()}
+    best = {name: 1e3 / float(found["best"]) for name, found in rates.items()}
+    for time_ns in (mean, best):
+        time_ns["rx_front"] = time_ns.pop("rx") - time_ns["demod"]
+        chain = time_ns.pop("chain")
+        time_ns["rest"] = chain - sum(time_ns.values())
+        time_ns["chain"] = chain
+    order = ("encode", "tx", "air", "rx_front", "demod", "decode", "rest", "chain")
+    return {
+        name: {
+            "unit": "ns/sample",
+            "mean": round(mean[name], 3),
+            "best": round(best[name], 3),
+            "share": round(mean[name] / mean["chain"], 3),
+        }
+        for name in order
+    }
 
 
 CASE_GROUPS: tuple[Callable[[], Iterator[Case]], ...] = (
@@ -334,8 +412,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--only", default="", help="only names that contain one of these, with commas between"
     )
+    parser.add_argument(
+        "--profile", action="store_true", help="print as JSON where the chain's time goes, and nothing else"
+    )
     options = parser.parse_args(arguments)
     warm_up(_say)
+    if options.profile:
+        sys.stdout.write(json.dumps(profile(), indent=1) + "\n")
+        return
     results: dict[str, Result] = {}
     for group in CASE_GROUPS:
         for case in group():

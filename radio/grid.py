@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radio.jit import kernel, register_warmup
+from radio.modulation import map_labels
 
 
 @kernel
@@ -24,40 +25,6 @@ def _first_bin(shape, subcarrier):  # type: ignore[no-untyped-def]
 def _lower_part(shape, subchannel):  # type: ignore[no-untyped-def]
     """Return how many subcarriers of a subchannel lie below DC."""
     return min(max(shape.num_below - subchannel * shape.width, 0), shape.width)
-
-
-@kernel
-def _map_run(points, bits_per_symbol, bits, first_bit, scale, row, start, stop):  # type: ignore[no-untyped-def]
-    """Write the scaled points of consecutive labels, first bit most significant."""
-    # With a constant count the compiler unrolls the inner loop.
-    if bits_per_symbol == 2:
-        for n in range(stop - start):
-            label = 0
-            for bit in range(2):
-                label = (label << 1) | np.int64(bits[first_bit + 2 * n + bit])
-            point = points[label]
-            row[start + n] = complex(point.real * scale, point.imag * scale)
-    elif bits_per_symbol == 4:
-        for n in range(stop - start):
-            label = 0
-            for bit in range(4):
-                label = (label << 1) | np.int64(bits[first_bit + 4 * n + bit])
-            point = points[label]
-            row[start + n] = complex(point.real * scale, point.imag * scale)
-    elif bits_per_symbol == 6:
-        for n in range(stop - start):
-            label = 0
-            for bit in range(6):
-                label = (label << 1) | np.int64(bits[first_bit + 6 * n + bit])
-            point = points[label]
-            row[start + n] = complex(point.real * scale, point.imag * scale)
-    else:
-        for n in range(stop - start):
-            label = 0
-            for bit in range(bits_per_symbol):
-                label = (label << 1) | np.int64(bits[first_bit + bits_per_symbol * n + bit])
-            point = points[label]
-            row[start + n] = complex(point.real * scale, point.imag * scale)
 
 
 @kernel
@@ -93,9 +60,10 @@ def map_blocks(shape, slots, subchannels, data_symbols, points, bits_per_symbol,
         for index in range(data_symbols.shape[0]):
             row = spectrum[slots[block] * shape.symbols_per_slot + data_symbols[index]]
             bit = index * width * bits_per_symbol
-            _map_run(points, bits_per_symbol, block_bits, bit, scale, row, below, below + lower)
+            map_labels(points, bits_per_symbol, block_bits, bit, scale, row[below : below + lower])
             bit += lower * bits_per_symbol
-            _map_run(points, bits_per_symbol, block_bits, bit, scale, row, above, above + width - lower)
+            upper = row[above : above + width - lower]
+            map_labels(points, bits_per_symbol, block_bits, bit, scale, upper)
 
 
 @kernel
@@ -118,17 +86,6 @@ def map_pilots(shape, slots, subchannels, pilot_symbols, reference, amplitude, s
             for n in range(width):
                 known = reference[pilot, first + n]
                 row[_first_bin(shape, first + n)] = complex(known.real * scale, known.imag * scale)
-
-
-@kernel
-def add_prefixes(useful, prefix_samples, out):  # type: ignore[no-untyped-def]
-    """Copy symbols [num_symbols, fft_size] behind their cyclic prefixes, one after the other."""
-    fft_size = useful.shape[1]
-    length = prefix_samples + fft_size
-    for symbol in range(useful.shape[0]):
-        start = symbol * length
-        out[start : start + prefix_samples] = useful[symbol, fft_size - prefix_samples :]
-        out[start + prefix_samples : start + length] = useful[symbol]
 
 
 @kernel
@@ -197,24 +154,34 @@ def equalise_blocks(  # type: ignore[no-untyped-def]
     width = shape.width
     weight = np.empty(width, np.complex64)
     spread = np.empty(width, np.float32)
+    num_symbols = data_symbols.shape[0]
+    turn_real = np.ones(num_symbols, np.float32)
+    turn_imaginary = np.zeros(num_symbols, np.float32)
+    turned_by = np.float32(0.0)
     least = np.float32(1e-20)
     for block in range(rows.shape[0]):
+        if angle[block] != turned_by:  # the blocks of one transmitter in a slot share theirs
+            turned_by = angle[block]
+            for index in range(num_symbols):
+                turn = -positions[index] * turned_by
+                turn_real[index], turn_imaginary[index] = np.float32(np.cos(turn)), np.float32(np.sin(turn))
+        values = channel[block]
         for n in range(width):
-            value = channel[block, n]
+            value = values[n]
             power = max(value.real * value.real + value.imag * value.imag, least)
-            weight[n] = complex(value.real / power, -value.imag / power)
-            spread[n] = noise[block] / power
+            # The operator "/" would test for zero and raise, subcarrier by subcarrier.
+            weight[n] = complex(np.divide(value.real, power), -np.divide(value.imag, power))
+            spread[n] = np.divide(noise[block], power)
         first = subchannels[block] * width
         lower = _lower_part(shape, subchannels[block])
         below = _first_bin(shape, first)
         above = _first_bin(shape, first + lower)
-        for index in range(data_symbols.shape[0]):
-            turn = -positions[index] * angle[block]
-            turn_real, turn_imaginary = np.float32(np.cos(turn)), np.float32(np.sin(turn))
+        for index in range(num_symbols):
+            c, s = turn_real[index], turn_imaginary[index]
             row = spectrum[rows[block] + data_symbols[index]]
             out = symbols[block, index * width : (index + 1) * width]
-            _equalise_run(row, below, weight, 0, lower, turn_real, turn_imaginary, out)
-            _equalise_run(row, above, weight, lower, width - lower, turn_real, turn_imaginary, out)
+            _equalise_run(row, below, weight, 0, lower, c, s, out)
+            _equalise_run(row, above, weight, lower, width - lower, c, s, out)
             variance[block, index * width : (index + 1) * width] = spread
 
 
@@ -280,5 +247,4 @@ def sensible(samples: NDArray[np.complex64]) -> NDArray[np.complex64]:
 @register_warmup
 def _warm_up() -> None:
     # The others are reached by radio.phy's warm-up, with the types that it gives them.
-    add_prefixes(np.zeros((1, 8), np.complex64), 2, np.empty(10, np.complex64))
     sensible(np.zeros(8, np.complex64))

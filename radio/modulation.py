@@ -13,9 +13,12 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from radio.coding import vectors
 from radio.coding.transport_block import LLR_MAX, LLR_SCALE
 from radio.jit import kernel, register_warmup
 
+_LOW_BITS = np.uint64(0x0101010101010101)
+_GATHER_BITS = np.uint64(0x8040201008040201)
 # Symbols that pass the demodulator together; their working set stays in the first-level cache.
 _CHUNK = 256
 
@@ -71,12 +74,36 @@ def constellation(modulation: Modulation) -> NDArray[np.complex64]:
 
 
 @kernel
-def _modulate(points, bits_per_symbol, bits, out):  # type: ignore[no-untyped-def]
-    for index in range(out.shape[0]):
+def map_labels(points, bits_per_symbol, bits, first_bit, scale, out):  # type: ignore[no-untyped-def]
+    """Write the scaled points of consecutive labels, the bits from `first_bit` on.
+
+    A word of eight bits, one per byte, becomes a label by one product: it brings the low bit of byte i
+    to place 63 - i, and no other two terms meet.
+    """
+    count = out.shape[0]
+    # As many symbols as two whole words can be loaded for.
+    num_fast = min(count, max(0, bits.shape[0] - first_bit - 16) // bits_per_symbol)
+    if bits_per_symbol <= 8:
+        shift = np.uint64(64 - bits_per_symbol)
+        for n in range(num_fast):
+            packed = (vectors.fetch_word(bits, first_bit + n * bits_per_symbol) & _LOW_BITS) * _GATHER_BITS
+            point = points[packed >> shift]
+            out[n] = complex(point.real * scale, point.imag * scale)
+    else:
+        more = np.uint64(bits_per_symbol - 8)
+        shift = np.uint64(64) - more
+        for n in range(num_fast):
+            place = first_bit + n * bits_per_symbol
+            packed = (vectors.fetch_word(bits, place) & _LOW_BITS) * _GATHER_BITS
+            rest = (vectors.fetch_word(bits, place + 8) & _LOW_BITS) * _GATHER_BITS
+            point = points[((packed >> np.uint64(56)) << more) | (rest >> shift)]
+            out[n] = complex(point.real * scale, point.imag * scale)
+    for n in range(num_fast, count):
         label = 0
         for bit in range(bits_per_symbol):
-            label = (label << 1) | (bits[index * bits_per_symbol + bit] & 1)
-        out[index] = points[label]
+            label = (label << 1) | (bits[first_bit + n * bits_per_symbol + bit] & 1)
+        point = points[label]
+        out[n] = complex(point.real * scale, point.imag * scale)
 
 
 def modulate(modulation: Modulation, bits: NDArray[np.uint8]) -> NDArray[np.complex64]:
@@ -102,7 +129,8 @@ def modulate(modulation: Modulation, bits: NDArray[np.uint8]) -> NDArray[np.comp
         )
     shape = (*source.shape[:-1], source.shape[-1] // modulation)
     out = np.empty(shape, dtype=np.complex64)
-    _modulate(constellation(modulation), int(modulation), source.reshape(-1), out.reshape(-1))
+    points, one = constellation(modulation), np.float32(1.0)
+    map_labels(points, int(modulation), source.reshape(-1), 0, one, out.reshape(-1))
     return out
 
 
@@ -111,7 +139,8 @@ def _quantise(value):  # type: ignore[no-untyped-def]
     """Round to int8 within +-LLR_MAX; what is not a number is an erasure."""
     limit = np.float32(LLR_MAX)
     value = min(max(value, -limit), limit) if value == value else np.float32(0.0)
-    return np.int8(np.floor(value + np.float32(0.5)))
+    # Above zero the conversion's truncation is a floor.
+    return np.int8(np.int32(value + np.float32(LLR_MAX + 1.5)) - np.int32(LLR_MAX + 1))
 
 
 @kernel
@@ -160,8 +189,15 @@ def _fold_axis(fold, weight, half, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def _last_of_axis(fold, weight, out):  # type: ignore[no-untyped-def]
+    """Write the soft bits of the last level, which has one point on either side."""
+    for index in range(_CHUNK):
+        out[index] = _quantise(np.float32(4.0) * fold[index] * weight[index])
+
+
+@kernel
 def _demodulate(bits_per_symbol, axis_scale, symbols, noise_variance, out):  # type: ignore[no-untyped-def]
-    """Demodulate flat float32 pairs in chunks whose every step is a plain vector loop."""
+    """Demodulate flat symbols in chunks whose every step is a plain vector loop."""
     num_levels = bits_per_symbol // 2
     inverse_scale = np.float32(1.0) / axis_scale
     real = np.zeros(_CHUNK, np.float32)
@@ -171,22 +207,28 @@ def _demodulate(bits_per_symbol, axis_scale, symbols, noise_variance, out):  # t
     numerator = np.float32(LLR_SCALE) * axis_scale * axis_scale
     for start in range(0, noise_variance.shape[0], _CHUNK):
         count = min(_CHUNK, noise_variance.shape[0] - start)
+        # Slices, since the compiler cannot know that an index "start + index" is not negative.
+        variance = noise_variance[start : start + count]
+        received = symbols[start : start + count]
         for index in range(count):
-            variance = noise_variance[start + index]
-            # A variance that is no positive number marks a symbol about which nothing is known.
-            weight[index] = numerator / variance if variance > 0 else np.float32(0.0)
-            real[index] = symbols[2 * (start + index)] * inverse_scale
-            imaginary[index] = symbols[2 * (start + index) + 1] * inverse_scale
+            # A variance that is no positive number marks a symbol about which nothing is known.  The
+            # operator "/" would test for zero and raise, symbol by symbol.
+            known = np.divide(numerator, variance[index])
+            weight[index] = known if variance[index] > 0 else np.float32(0.0)
+            real[index] = received[index].real * inverse_scale
+            imaginary[index] = received[index].imag * inverse_scale
         if bits_per_symbol == 1:
             for index in range(count):
                 metric = np.float32(4.0) * weight[index] * (real[index] + imaginary[index])
                 out[start + index] = _quantise(metric)
         else:
             half = np.float32(1 << num_levels)
-            for level in range(num_levels):
+            for level in range(num_levels - 1):
                 half *= np.float32(0.5)
                 _fold_axis(real, weight, half, planes[2 * level])
                 _fold_axis(imaginary, weight, half, planes[2 * level + 1])
+            _last_of_axis(real, weight, planes[2 * num_levels - 2])
+            _last_of_axis(imaginary, weight, planes[2 * num_levels - 1])
             _interleave_planes(planes, count, bits_per_symbol, out, start * bits_per_symbol)
 
 
@@ -225,7 +267,7 @@ def demodulate_llr(
     _demodulate(
         int(modulation),
         np.float32(modulation.axis_scale),
-        received.reshape(-1).view(np.float32),
+        received.reshape(-1),
         variance.reshape(-1),
         out.reshape(-1),
     )

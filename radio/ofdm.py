@@ -11,10 +11,9 @@ import hashlib
 from functools import lru_cache
 
 import numpy as np
-import scipy.fft
 from numpy.typing import NDArray
 
-from radio.grid import add_prefixes
+from radio.fft import forward, inverse_with_prefix
 from radio.numerology import Numerology
 
 
@@ -39,17 +38,14 @@ def grid_to_samples(numerology: Numerology, grid: NDArray[np.complex64]) -> NDAr
 
 
 def spectrum_to_samples(numerology: Numerology, spectrum: NDArray[np.complex64]) -> NDArray[np.complex64]:
-    """Samples of consecutive OFDM symbols from all FFT bins, which are overwritten.
+    """Samples of consecutive OFDM symbols from all FFT bins.
 
     Parameters
     ----------
     spectrum
         ``[num_symbols, fft_size]``, DC first.
     """
-    useful = scipy.fft.ifft(spectrum, axis=1, norm="ortho", overwrite_x=True)
-    samples = np.empty(len(useful) * numerology.symbol_samples, np.complex64)
-    add_prefixes(useful, numerology.prefix_samples, samples)
-    return samples
+    return inverse_with_prefix(spectrum, numerology.prefix_samples).reshape(-1)
 
 
 def samples_to_grid(numerology: Numerology, samples: NDArray[np.complex64]) -> NDArray[np.complex64]:
@@ -80,7 +76,8 @@ def useful_samples(numerology: Numerology, samples: NDArray[np.complex64]) -> ND
 
 def useful_to_spectrum(useful: NDArray[np.complex64]) -> NDArray[np.complex64]:
     """All FFT bins of symbols without their prefixes, ``[..., fft_size]``, DC first."""
-    return np.asarray(scipy.fft.fft(useful, axis=-1, norm="ortho"))
+    # Slots of consecutive symbols, their prefixes left out, are still equally spaced: no copy.
+    return forward(useful.reshape(-1, useful.shape[-1])).reshape(useful.shape)
 
 
 @lru_cache(maxsize=64)

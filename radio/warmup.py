@@ -28,6 +28,7 @@ KERNEL_MODULES = (
     "radio.air.oscillator",
     "radio.coding.crc",
     "radio.coding.transport_block",
+    "radio.fft",
     "radio.grid",
     "radio.modulation",
     "radio.rotation",

@@ -37,6 +37,8 @@ _CORE = NUM_CORE_LAYERS
 _PUNCTURED = NUM_PUNCTURED_COLUMNS
 # Packs or spreads the bits of a byte over the bytes of a little-endian word, first bit first.
 _SPREAD_MASK = np.uint64(0x0102040810204080)
+# More than any row has entries.
+_MAX_DEGREE = 24
 _ONES = np.uint64(0x0101010101010101)
 _SEVENS = np.uint64(0x7F7F7F7F7F7F7F7F)
 
@@ -220,14 +222,25 @@ def encode_blocks(tables, payload, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _load_channel(tables, coded, num_bits, columns, extension):  # type: ignore[no-untyped-def]
+def _turn(source, start, size, rotation, columns, base):  # type: ignore[no-untyped-def]
+    """Store Z lanes of `source` from `start` on as a column turned by `rotation`."""
+    length = size - np.int64(rotation)
+    for lane in range(0, length, _LANES):
+        vectors.store(columns, base + lane, vectors.load(source, start + rotation + lane))
+    for lane in range(length, size, _LANES):
+        vectors.store(columns, base + lane, vectors.load(source, start + lane - length))
+    vectors.store(columns, base + size, vectors.load(columns, base))
+
+
+@kernel
+def _load_channel(tables, rotations, coded, num_bits, columns, extension, last):  # type: ignore[no-untyped-def]
     """Spread a de-interleaved block over the decoder's columns, each in its starting rotation.
 
     `coded` is overwritten: repetitions are added, what was not sent becomes an erasure.
     """
     size = tables.lifting_size
     num_vectors = tables.num_vectors
-    stride = tables.column_stride
+    stride = tables.row_stride + _LANES
     num_circular = tables.num_circular_bits
     for position in range(num_circular, num_bits):
         total = np.int64(coded[position - num_circular]) + np.int64(coded[position])
@@ -237,9 +250,9 @@ def _load_channel(tables, coded, num_bits, columns, extension):  # type: ignore[
 
     num_systematic = tables.num_block_bits - _PUNCTURED * size
     first_parity = tables.num_systematic_columns
-    natural = np.empty(stride + _LANES, np.int8)
+    num_last = tables.num_used_columns - 1
     for column in range(first_parity + _CORE):
-        base = column * stride
+        base = 2 * column * stride
         if column < _PUNCTURED:
             for vector in range(stride // _LANES):
                 vectors.store(columns, base + vector * _LANES, vectors.broadcast(0))
@@ -248,18 +261,16 @@ def _load_channel(tables, coded, num_bits, columns, extension):  # type: ignore[
                 source = (column - _PUNCTURED) * size
             else:
                 source = num_systematic + (column - first_parity) * size
-            for vector in range(num_vectors):
-                vectors.store(natural, vector * _LANES, vectors.load(coded, source + vector * _LANES))
-            if column == tables.num_used_columns - 1:
+            if column == num_last:
                 # Fillers are zeros that both ends know.
-                for lane in range(tables.num_block_bits - column * size, size):
-                    natural[lane] = LLR_MAX
-            _double(natural, 0, size, num_vectors)
-            for vector in range(num_vectors):
-                lane = vector * _LANES
-                rotated = vectors.load(natural, tables.column_rotation[column] + lane)
-                vectors.store(columns, base + lane, rotated)
-            _double(columns, base, size, num_vectors)
+                num_known = tables.num_block_bits - column * size
+                for lane in range(num_known):
+                    last[lane] = coded[source + lane]
+                for lane in range(num_known, size + _LANES):
+                    last[lane] = LLR_MAX
+                _turn(last, 0, size, rotations[column], columns, base)
+            else:
+                _turn(coded, source, size, rotations[column], columns, base)
     for layer in range(_CORE, tables.num_layers):
         source = num_systematic + layer * size
         target = (layer - _CORE) * tables.row_stride
@@ -269,148 +280,78 @@ def _load_channel(tables, coded, num_bits, columns, extension):  # type: ignore[
 
 
 @kernel
-def _iterate(  # type: ignore[no-untyped-def]
-    geometry, layer_order, row_start, sources, targets, is_first, columns, extension, messages, work
+def _visit_rows(  # type: ignore[no-untyped-def]
+    geometry, layer_order, starts, sources, targets, span, is_first, columns, extension, messages, work
 ):
-    """Visit every check row once: read its columns, answer, store them in the row's rotation.
+    """Visit some check rows once: read their columns, answer, store them in the row's rotation.
 
     The tables come one by one: taking them out of the tuple here would count references in every row.
-    Two neighbouring vectors are handled per turn, because rows are short and the turn itself costs.
+    A row never stores where it loads, so its vectors are independent and each is finished in one go.
+    The last one goes first: what it writes beyond lane Z belongs to the repetition of vector 0.
     """
     size, num_vectors, stride = geometry
-    num_paired = num_vectors - num_vectors % 2
-    for visit in range(layer_order.shape[0]):
+    for visit in range(span[0], span[1]):
         channel = (np.int64(layer_order[visit]) - _CORE) * stride
-        first = vectors.fetch(row_start, visit)
-        degree = vectors.fetch(row_start, visit + 1) - first
-        row_messages = first * stride
-        smallest = degree * stride
-        second = smallest + stride
-        signs = second + stride
-        # All loads of a row come before its stores: a column is rewritten in another rotation.
-        for vector in range(0, num_paired, 2):
-            lane = vector * _LANES
+        first = vectors.fetch(starts, visit)
+        degree = vectors.fetch(starts, visit + 1) - first
+        for turn in range(num_vectors):
+            lane = (num_vectors - 1 - turn) * _LANES
+            base = first * num_vectors + turn * degree
             if channel >= 0:
-                sign0 = vectors.load(extension, channel + lane)
-                sign1 = vectors.load(extension, channel + lane + _LANES)
-                minimum0 = vectors.magnitude(sign0)
-                minimum1 = vectors.magnitude(sign1)
+                sign = vectors.load(extension, channel + lane)
+                minimum = vectors.magnitude(sign)
             else:
-                sign0 = vectors.broadcast(0)
-                sign1 = vectors.broadcast(0)
-                minimum0 = vectors.broadcast(255)
-                minimum1 = vectors.broadcast(255)
-            second0 = vectors.broadcast(255)
-            second1 = vectors.broadcast(255)
+                sign = vectors.broadcast(0)
+                minimum = vectors.broadcast(255)
+            second = vectors.broadcast(255)
             for index in range(degree):
-                source = vectors.fetch(sources, first + index) + lane
-                place = index * stride + lane
-                value0 = vectors.load(columns, source)
-                value1 = vectors.load(columns, source + _LANES)
+                value = vectors.load(columns, vectors.fetch(sources, base + index))
                 if not is_first:
-                    message0 = vectors.load(messages, row_messages + place)
-                    message1 = vectors.load(messages, row_messages + place + _LANES)
-                    value0 = vectors.subtract_saturating(value0, message0)
-                    value1 = vectors.subtract_saturating(value1, message1)
-                vectors.store(work, place, value0)
-                vectors.store(work, place + _LANES, value1)
-                size0 = vectors.magnitude(value0)
-                size1 = vectors.magnitude(value1)
-                second0 = vectors.minimum_unsigned(second0, vectors.maximum_unsigned(minimum0, size0))
-                second1 = vectors.minimum_unsigned(second1, vectors.maximum_unsigned(minimum1, size1))
-                minimum0 = vectors.minimum_unsigned(minimum0, size0)
-                minimum1 = vectors.minimum_unsigned(minimum1, size1)
-                sign0 = vectors.exclusive_or(sign0, value0)
-                sign1 = vectors.exclusive_or(sign1, value1)
-            vectors.store(work, smallest + lane, minimum0)
-            vectors.store(work, smallest + lane + _LANES, minimum1)
-            vectors.store(work, second + lane, second0)
-            vectors.store(work, second + lane + _LANES, second1)
-            vectors.store(work, signs + lane, sign0)
-            vectors.store(work, signs + lane + _LANES, sign1)
-        if num_paired < num_vectors:
-            lane = num_paired * _LANES
-            if channel >= 0:
-                sign0 = vectors.load(extension, channel + lane)
-                minimum0 = vectors.magnitude(sign0)
+                    message = vectors.load(messages, (base + index) * _LANES)
+                    value = vectors.subtract_saturating(value, message)
+                vectors.store(work, index * _LANES, value)
+                size_of = vectors.magnitude(value)
+                second = vectors.minimum_unsigned(second, vectors.maximum_unsigned(minimum, size_of))
+                minimum = vectors.minimum_unsigned(minimum, size_of)
+                sign = vectors.exclusive_or(sign, value)
+            usual = vectors.negate_where_negative(sign, vectors.normalise(minimum))
+            rare = vectors.negate_where_negative(sign, vectors.normalise(second))
+            if lane > 0:
+                for index in range(degree):
+                    value = vectors.load(work, index * _LANES)
+                    answer = vectors.select_equal(vectors.magnitude(value), minimum, rare, usual)
+                    answer = vectors.negate_where_negative(value, answer)
+                    vectors.store(messages, (base + index) * _LANES, answer)
+                    value = vectors.add_saturating(value, answer)
+                    vectors.store(columns, vectors.fetch(targets, first + index) + lane, value)
             else:
-                sign0 = vectors.broadcast(0)
-                minimum0 = vectors.broadcast(255)
-            second0 = vectors.broadcast(255)
-            for index in range(degree):
-                place = index * stride + lane
-                value0 = vectors.load(columns, vectors.fetch(sources, first + index) + lane)
-                if not is_first:
-                    message0 = vectors.load(messages, row_messages + place)
-                    value0 = vectors.subtract_saturating(value0, message0)
-                vectors.store(work, place, value0)
-                size0 = vectors.magnitude(value0)
-                second0 = vectors.minimum_unsigned(second0, vectors.maximum_unsigned(minimum0, size0))
-                minimum0 = vectors.minimum_unsigned(minimum0, size0)
-                sign0 = vectors.exclusive_or(sign0, value0)
-            # A lone vector is always the last: what it writes beyond lane Z is covered by the second
-            # copy of vector 0, so it goes first.
-            usual0 = vectors.normalise(minimum0)
-            rare0 = vectors.normalise(second0)
-            for index in range(degree):
-                place = index * stride + lane
-                value0 = vectors.load(work, place)
-                answer0 = vectors.select_equal(vectors.magnitude(value0), minimum0, rare0, usual0)
-                answer0 = vectors.negate_where_negative(vectors.exclusive_or(sign0, value0), answer0)
-                vectors.store(messages, row_messages + place, answer0)
-                value0 = vectors.add_saturating(value0, answer0)
-                target = vectors.fetch(targets, first + index) + lane
-                vectors.store(columns, target, value0)
-                vectors.store(columns, target + size, value0)
-        # The last pair first, for the same reason; then upwards, so that the next row does not load
-        # what was stored an instant ago.
-        num_pairs = num_paired // 2
-        for turn in range(num_pairs):
-            pair = turn
-            if num_paired == num_vectors:
-                pair = turn - 1 if turn > 0 else num_pairs - 1
-            lane = 2 * pair * _LANES
-            minimum0 = vectors.load(work, smallest + lane)
-            minimum1 = vectors.load(work, smallest + lane + _LANES)
-            usual0 = vectors.normalise(minimum0)
-            usual1 = vectors.normalise(minimum1)
-            rare0 = vectors.normalise(vectors.load(work, second + lane))
-            rare1 = vectors.normalise(vectors.load(work, second + lane + _LANES))
-            sign0 = vectors.load(work, signs + lane)
-            sign1 = vectors.load(work, signs + lane + _LANES)
-            for index in range(degree):
-                place = index * stride + lane
-                value0 = vectors.load(work, place)
-                value1 = vectors.load(work, place + _LANES)
-                answer0 = vectors.select_equal(vectors.magnitude(value0), minimum0, rare0, usual0)
-                answer1 = vectors.select_equal(vectors.magnitude(value1), minimum1, rare1, usual1)
-                answer0 = vectors.negate_where_negative(vectors.exclusive_or(sign0, value0), answer0)
-                answer1 = vectors.negate_where_negative(vectors.exclusive_or(sign1, value1), answer1)
-                vectors.store(messages, row_messages + place, answer0)
-                vectors.store(messages, row_messages + place + _LANES, answer1)
-                value0 = vectors.add_saturating(value0, answer0)
-                value1 = vectors.add_saturating(value1, answer1)
-                target = vectors.fetch(targets, first + index) + lane
-                vectors.store(columns, target, value0)
-                vectors.store(columns, target + _LANES, value1)
-                vectors.store(columns, target + size, value0)
-                vectors.store(columns, target + size + _LANES, value1)
+                for index in range(degree):
+                    value = vectors.load(work, index * _LANES)
+                    answer = vectors.select_equal(vectors.magnitude(value), minimum, rare, usual)
+                    answer = vectors.negate_where_negative(value, answer)
+                    vectors.store(messages, (base + index) * _LANES, answer)
+                    value = vectors.add_saturating(value, answer)
+                    target = vectors.fetch(targets, first + index)
+                    vectors.store(columns, target, value)
+                    vectors.store(columns, target + size, value)
 
 
 @kernel
-def _core_rows_hold(tables, columns):  # type: ignore[no-untyped-def]
+def _core_rows_hold(geometry, starts, sources, columns):  # type: ignore[no-untyped-def]
     """Return whether the hard decisions satisfy the four core rows."""
-    last_lanes = tables.lifting_size - (tables.num_vectors - 1) * _LANES
-    last_mask = ~np.uint64(0) >> np.uint64(_LANES - last_lanes)
+    size, num_vectors, _ = geometry
+    last_mask = ~np.uint64(0) >> np.uint64(num_vectors * _LANES - size)
     for row in range(_CORE):
-        for vector in range(tables.num_vectors):
-            lane = vector * _LANES
+        first = vectors.fetch(starts, row)
+        degree = vectors.fetch(starts, row + 1) - first
+        for turn in range(num_vectors):
+            base = first * num_vectors + turn * degree
             parity = vectors.broadcast(0)
-            for entry in range(tables.check_start[row], tables.check_start[row + 1]):
-                lanes = vectors.load(columns, vectors.fetch(tables.check_source, entry) + lane)
+            for index in range(degree):
+                lanes = vectors.load(columns, vectors.fetch(sources, base + index))
                 parity = vectors.exclusive_or(parity, lanes)
             odd = vectors.sign_bits(parity)
-            if vector == tables.num_vectors - 1:
+            if turn == 0:
                 odd &= last_mask
             if odd != np.uint64(0):
                 return False
@@ -418,17 +359,18 @@ def _core_rows_hold(tables, columns):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _decide(tables, columns, natural, words):  # type: ignore[no-untyped-def]
+def _decide(tables, places, rotations, columns, natural, words):  # type: ignore[no-untyped-def]
     """Pack the signs of the information columns into bytes, most significant bit first."""
     size = tables.lifting_size
     for column in range(tables.num_used_columns):
-        base = column * tables.column_stride
-        rotation = tables.column_rotation[column]
-        source = base + size - rotation
         # Lane j of the stored column is bit (j + rotation) mod Z.
+        source = (size - np.int64(rotations[column])) % size
         for vector in range(tables.num_vectors):
-            lane = vector * _LANES
-            vectors.store(natural, column * size + lane, vectors.load(columns, source + lane))
+            lanes = vectors.load(columns, places[column] + source)
+            vectors.store(natural, column * size + vector * _LANES, lanes)
+            source += _LANES
+            if source >= size:
+                source -= size
     for index in range((tables.num_block_bits + _LANES - 1) // _LANES):
         bits = vectors.sign_bits(vectors.load(natural, index * _LANES))
         # Reverse the bits of each byte: lane 0 is the most significant bit.
@@ -458,21 +400,24 @@ def decode_blocks(tables, llr, max_iterations, payload, ok, iterations):  # type
     data_bytes = block_bytes - check_bytes
     size = tables.lifting_size
     num_columns = tables.num_systematic_columns + _CORE
-    columns = np.zeros(num_columns * tables.column_stride + _LANES, np.int8)
+    geometry = (size, tables.num_vectors, tables.row_stride)
+    columns = np.zeros((2 * num_columns + 1) * (tables.row_stride + _LANES), np.int8)
     extension = np.zeros((tables.num_layers - _CORE) * tables.row_stride, np.int8)
-    messages = np.empty(tables.decode_source.shape[0] * tables.row_stride, np.int8)
-    work = np.empty(24 * tables.row_stride, np.int8)
+    messages = np.empty(tables.decode_source.shape[1] * _LANES, np.int8)
+    work = np.empty(_MAX_DEGREE * _LANES, np.int8)
+    last = np.empty(size + 2 * _LANES, np.int8)
     natural = np.zeros(tables.num_used_columns * size + 2 * _LANES, np.int8)
     words = np.zeros((tables.num_block_bits + _LANES - 1) // _LANES, np.uint64)
     decided = words.view(np.uint8)
     block = np.zeros(num_info_bytes + 3, np.uint8)
-    geometry = (size, tables.num_vectors, tables.row_stride)
     layer_order = tables.layer_order
-    decode_start = tables.decode_start
-    decode_source = tables.decode_source
-    decode_target = tables.decode_target
+    checkpoints = tables.checkpoints
+    num_looks = checkpoints.shape[0]
+    starts = tables.decode_start
     longest = max(tables.num_circular_bits, tables.block_coded_bits.max())
     coded = np.zeros(longest + 2 * _LANES, np.int8)
+    # The turn of each column before the first iteration is that after the last row of any.
+    first_turns = tables.column_rotation[1, num_looks - 1]
     for row in range(llr.shape[0]):
         good = True
         most = 0
@@ -481,30 +426,46 @@ def decode_blocks(tables, llr, max_iterations, payload, ok, iterations):  # type
             num_bits = tables.block_coded_bits[code_block]
             _deinterleave(llr[row, start : start + num_bits], num_bits, tables.bits_per_symbol, coded)
             start += num_bits
-            _load_channel(tables, coded, num_bits, columns, extension)
+            _load_channel(tables, first_turns, coded, num_bits, columns, extension, last)
             good = False
             iteration = 0
             while not good and iteration < max_iterations:
-                _iterate(
-                    geometry,
-                    layer_order,
-                    decode_start,
-                    decode_source,
-                    decode_target,
-                    iteration == 0,
-                    columns,
-                    extension,
-                    messages,
-                    work,
-                )
+                parity = iteration % 2
+                sources = tables.decode_source[parity]
+                targets = tables.decode_target[parity]
+                is_first = iteration == 0
                 iteration += 1
-                if iteration == max_iterations or _core_rows_hold(tables, columns):
-                    _decide(tables, columns, natural, words)
-                    if check_bytes > 0:
-                        good = crc_of_range(tables.crc24b, decided, 0, block_bytes) == 0
-                    else:
-                        remainder = crc_of_range(tables.crc24a, decided, 0, block_bytes)
-                        good = remainder == tables.scrambling_remainder
+                visited = np.int64(0)
+                for look in range(num_looks):
+                    until = np.int64(checkpoints[look])
+                    _visit_rows(
+                        geometry,
+                        layer_order,
+                        starts,
+                        sources,
+                        targets,
+                        (visited, until),
+                        is_first,
+                        columns,
+                        extension,
+                        messages,
+                        work,
+                    )
+                    visited = until
+                    is_last = iteration == max_iterations and look == num_looks - 1
+                    if is_last or _core_rows_hold(
+                        geometry, starts, tables.check_source[parity, look], columns
+                    ):
+                        places = tables.column_place[parity, look]
+                        turns = tables.column_rotation[parity, look]
+                        _decide(tables, places, turns, columns, natural, words)
+                        if check_bytes > 0:
+                            good = crc_of_range(tables.crc24b, decided, 0, block_bytes) == 0
+                        else:
+                            remainder = crc_of_range(tables.crc24a, decided, 0, block_bytes)
+                            good = remainder == tables.scrambling_remainder
+                        if good:
+                            break
             most = max(most, iteration)
             if not good:
                 # The transport block is lost whatever its other code blocks hold.

@@ -16,6 +16,8 @@ from radio.coding.base_graph import NUM_CORE_LAYERS, LiftedCode
 
 # The order in which the core rows are visited; extension rows follow in natural order.
 CORE_LAYER_ORDER = (1, 0, 2, 3)
+# Extension rows between two looks whether the decoder is done.
+GROUP_LAYERS = 8
 
 _LANES = vectors.LANES
 _CORE = NUM_CORE_LAYERS
@@ -48,12 +50,20 @@ class CodeTables(NamedTuple):
         Where the rotated sum of the core rows is read to give the first parity column.
     layer_order
         Check rows in the decoder's order.
-    decode_start, decode_source, decode_target
-        Per visited row: where each entry's column is loaded, rotation included, and stored.
+    checkpoints
+        After how many visited rows the decoder looks whether it is done.
+    decode_start
+        int32 [num_layers + 1]: entries before each visited row.
+    decode_source
+        int32 [2, num_entries * num_vectors], for even and odd iterations: where each vector of each
+        entry is loaded, rotation included.  Row by row, in a row the last vector first, in a vector
+        entry by entry.
+    decode_target
+        int32 [2, num_entries]: where an entry's column is stored.
     check_source
-        Sources of the core rows at the end of an iteration, row by row as `check_start` says.
-    column_rotation
-        Rotation of each stored column between iterations.
+        int32 [2, num_checkpoints, num_core_entries * num_vectors]: sources of the core rows there.
+    column_place, column_rotation
+        int32 [2, num_checkpoints, num_columns]: where each column lies there, and how far turned.
     crc24a, crc24b
         Tables of the two checks.
     scrambling
@@ -79,11 +89,12 @@ class CodeTables(NamedTuple):
     core_source: NDArray[np.int32]
     first_parity_offset: int
     layer_order: NDArray[np.int32]
+    checkpoints: NDArray[np.int32]
     decode_start: NDArray[np.int32]
     decode_source: NDArray[np.int32]
     decode_target: NDArray[np.int32]
-    check_start: NDArray[np.int32]
     check_source: NDArray[np.int32]
+    column_place: NDArray[np.int32]
     column_rotation: NDArray[np.int32]
     crc24a: NDArray[np.uint32]
     crc24b: NDArray[np.uint32]
@@ -92,7 +103,7 @@ class CodeTables(NamedTuple):
 
 
 def column_strides(lifting_size: int) -> tuple[int, int, int]:
-    """Return vectors per column, bytes per message row and bytes per doubled column."""
+    """Return vectors per column, bytes of one as whole vectors, and bytes of a doubled column."""
     num_vectors = -(-lifting_size // _LANES)
     row_stride = num_vectors * _LANES
     # A load may start anywhere in the first copy and always takes whole vectors.
@@ -159,15 +170,28 @@ def decoder_layer_order(num_layers: int) -> NDArray[np.int32]:
     return _int32([*CORE_LAYER_ORDER, *range(_CORE, num_layers)])
 
 
+def decoder_checkpoints(num_layers: int) -> NDArray[np.int32]:
+    """Return after how many visited rows of an iteration the decoder looks whether it is done.
+
+    A look that fails costs next to nothing, since the first vector of the first core row tells;
+    one that succeeds saves the rest of the iteration.
+    """
+    num_groups = 1 + -(-(num_layers - _CORE) // GROUP_LAYERS)
+    return _int32([min(_CORE + group * GROUP_LAYERS, num_layers) for group in range(num_groups)])
+
+
 def decoder_tables(code: LiftedCode) -> dict[str, NDArray[np.int32]]:
     """Return the decoder's fields of `CodeTables`.
 
-    A row stores a column in its own rotation, as it computed it.  The next row loads it at the
-    difference of the two shifts, which is therefore fixed per entry, also from the last row of an
-    iteration to the first row of the next one.
+    A row stores a column in its own rotation, as it computed it, and into the other one of the
+    column's two places: so no store of a row destroys what a later vector of the row has to load.
+    The next row loads it at the difference of the two shifts, which is therefore fixed per entry, also
+    from the last row of an iteration to the first row of the next one.  Only the place depends on
+    whether an iteration is even or odd, for columns that are visited an odd number of times.
     """
     size = code.lifting_size
-    _, _, stride = column_strides(size)
+    num_vectors, row_stride, _ = column_strides(size)
+    stride = row_stride + _LANES
     num_columns = code.base_graph.num_systematic_columns + _CORE
     order = decoder_layer_order(code.num_layers)
     visited: list[list[tuple[int, int]]] = []
@@ -176,29 +200,49 @@ def decoder_tables(code: LiftedCode) -> dict[str, NDArray[np.int32]]:
         pairs = [(int(code.entry_column[entry]), int(code.entry_shift[entry])) for entry in span]
         visited.append([pair for pair in pairs if pair[0] < num_columns])
     rotation = dict(pair for pairs in visited for pair in pairs)
+    descending = range(num_vectors - 1, -1, -1)
 
+    def lanes(place: int, shift: int) -> list[int]:
+        """Where each vector of a column at `place` is read to turn it by `shift`, last vector first."""
+        return [place + (shift + vector * _LANES) % size for vector in descending]
+
+    def expanded(entries: list[tuple[int, int]]) -> list[int]:
+        """Offsets of a row's entries, vector after vector."""
+        by_entry = [lanes(*entry) for entry in entries]
+        return [offsets[turn] for turn in range(num_vectors) for offsets in by_entry]
+
+    checkpoints = decoder_checkpoints(code.num_layers).tolist()
     current = dict(rotation)
-    start: list[int] = [0]
-    source: list[int] = []
-    target: list[int] = []
-    for pairs in visited:
-        for column, shift in pairs:
-            source.append(column * stride + (shift - current[column]) % size)
-            target.append(column * stride)
-            current[column] = shift
-        start.append(len(source))
-
-    check_start: list[int] = [0]
-    check_source: list[int] = []
-    for pairs in visited[:_CORE]:
-        check_source.extend(column * stride + (shift - rotation[column]) % size for column, shift in pairs)
-        check_start.append(len(check_source))
+    half = dict.fromkeys(range(num_columns), 0)
+    source: list[list[int]] = [[], []]
+    target: list[list[int]] = [[], []]
+    check: list[list[int]] = [[], []]
+    place: list[list[int]] = [[], []]
+    turned: list[list[int]] = [[], []]
+    for parity in range(2):
+        for position, pairs in enumerate(visited):
+            source[parity] += expanded(
+                [((2 * c + half[c]) * stride, (shift - current[c]) % size) for c, shift in pairs]
+            )
+            for column, shift in pairs:
+                half[column] ^= 1
+                target[parity].append((2 * column + half[column]) * stride)
+                current[column] = shift
+            if position + 1 in checkpoints:
+                for row in visited[:_CORE]:
+                    check[parity] += expanded(
+                        [((2 * c + half[c]) * stride, (shift - current[c]) % size) for c, shift in row]
+                    )
+                place[parity] += [(2 * column + half[column]) * stride for column in range(num_columns)]
+                turned[parity] += [current.get(column, 0) for column in range(num_columns)]
+    start = np.cumsum([0, *(len(pairs) for pairs in visited)])
     return {
         "layer_order": order,
-        "decode_start": _int32(start),
-        "decode_source": _int32(source),
-        "decode_target": _int32(target),
-        "check_start": _int32(check_start),
-        "check_source": _int32(check_source),
-        "column_rotation": _int32([rotation.get(column, 0) for column in range(num_columns)]),
+        "checkpoints": decoder_checkpoints(code.num_layers),
+        "decode_start": start.astype(np.int32),
+        "decode_source": np.array(source, np.int32),
+        "decode_target": np.array(target, np.int32),
+        "check_source": np.array(check, np.int32).reshape(2, len(checkpoints), -1),
+        "column_place": np.array(place, np.int32).reshape(2, len(checkpoints), -1),
+        "column_rotation": np.array(turned, np.int32).reshape(2, len(checkpoints), -1),
     }

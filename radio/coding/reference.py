@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from radio.coding.base_graph import NUM_CORE_LAYERS, NUM_PUNCTURED_COLUMNS, LiftedCode
 from radio.coding.crc import Crc, crc_bits_reference
 from radio.coding.ldpc import LLR_MAX
-from radio.coding.ldpc_tables import decoder_layer_order
+from radio.coding.ldpc_tables import decoder_checkpoints, decoder_layer_order
 from radio.coding.scrambling import gold_sequence
 from radio.coding.transport_block import (
     LLR_SCALE,
@@ -174,8 +174,9 @@ def _decode_code_block(
     entries = _entries(lifted)
     by_layer = [[entry[1:] for entry in entries if entry[0] == row] for row in range(lifted.num_layers)]
     messages = {entry: np.zeros(size, dtype=np.int64) for entry in entries}
+    checkpoints = decoder_checkpoints(lifted.num_layers).tolist()
     for iteration in range(1, max_iterations + 1):
-        for layer in decoder_layer_order(lifted.num_layers).tolist():
+        for position, layer in enumerate(decoder_layer_order(lifted.num_layers).tolist(), start=1):
             inputs = []
             for column, shift in by_layer[layer]:
                 value = np.roll(posterior[column], -shift)
@@ -194,16 +195,19 @@ def _decode_code_block(
                 answer = np.where(odd ^ negative[index], -answer, answer)
                 messages[layer, column, shift] = answer
                 posterior[column] = np.roll(np.clip(stacked[index] + answer, -128, 127), shift)
-        hard = (posterior < 0).astype(np.uint8)
-        core_holds = all(
-            not np.bitwise_xor.reduce([np.roll(hard[c], -s) for c, s in by_layer[layer]]).any()
-            for layer in range(NUM_CORE_LAYERS)
-        )
-        bits = hard.reshape(-1)[: code.num_code_block_bits]
-        if core_holds or iteration == max_iterations:
-            good = int(crc_bits_reference(kind, bits[None])[0]) == remainder
-            if good or iteration == max_iterations:
-                return bits, good, iteration
+            if position not in checkpoints:
+                continue
+            hard = (posterior < 0).astype(np.uint8)
+            core_holds = all(
+                not np.bitwise_xor.reduce([np.roll(hard[c], -s) for c, s in by_layer[row]]).any()
+                for row in range(NUM_CORE_LAYERS)
+            )
+            bits = hard.reshape(-1)[: code.num_code_block_bits]
+            is_last = iteration == max_iterations and position == lifted.num_layers
+            if core_holds or is_last:
+                good = int(crc_bits_reference(kind, bits[None])[0]) == remainder
+                if good or is_last:
+                    return bits, good, iteration
     raise AssertionError("unreachable: the last iteration returns")
 
 

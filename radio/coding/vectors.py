@@ -111,6 +111,20 @@ def fetch(typing_context: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
+def fetch_word(typing_context: Any, array: Any, offset: Any) -> Any:
+    """Return the 8 bytes of a uint8 array from `offset` on as a uint64, the first one lowest."""
+    if not _is_bytes(array):
+        return None
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        address = builder.gep(builder.bitcast(data, _I8.as_pointer()), [arguments[1]])
+        return builder.load(builder.bitcast(address, _I64.as_pointer()), align=1)
+
+    return types.uint64(array, types.intp), generate
+
+
+@intrinsic
 def broadcast(typing_context: Any, value: Any) -> Any:
     """Return a vector whose every lane is the low byte of the integer `value`."""
 
