@@ -21,7 +21,9 @@ from radio.clock import Clock, ClockKind, VirtualClock, WallClock
 from radio.drivers.base import Radio
 from radio.estimation import SoundingEstimate
 from radio.events import RadioEvent
+from radio.fidelity import Fidelity
 from radio.ledger import CpuLedger
+from radio.modem import make_modem
 from radio.numerology import Numerology
 from radio.ofdm import subcarrier_amplitude
 from radio.units import db_to_linear, dbm_to_watt
@@ -76,6 +78,9 @@ class NodeContext:
         self.ledger = ledger
         self.link = setup.link
         self.numerology = make_numerology(setup.numerology)
+        self.modem = make_modem(
+            Fidelity(setup.fidelity), self.numerology, radio, lambda: ledger.account("modem")
+        )
         self.clock = make_clock(setup.clock)
         self.timeline = Timeline(self.clock, setup.compute, executor, ledger)
         self.rx_gain_db = 0.0

@@ -26,8 +26,7 @@ from nodes.streams import (
 from nodes.timeline import Resource
 from radio.adaptation import LinkAdaptation
 from radio.link import SelectiveRepeatReceiver, SelectiveRepeatSender
-from radio.phy import UNUSED, demodulate_slots, modulate_slots
-from radio.rotation import rotate
+from radio.phy import UNUSED
 from radio.units import db_to_linear, linear_to_db
 
 
@@ -163,10 +162,13 @@ async def server_send(
         frame, offset = divmod(position, slots)
         frame_ns = numerology.frame_start_ns(frame)
         with context.ledger.account("modem"):
-            samples = _modulate_frame(context, streams, frame, offset, frame_ns, amplitude)
-        await context.radio.transmit(
-            samples[None, :],
-            position * numerology.slot_samples,
+            num_slots, blocks, mcs = _fill_frame(context, streams, frame, offset, frame_ns)
+        await context.modem.send_slots(
+            position,
+            num_slots,
+            blocks,
+            mcs,
+            amplitude,
             silent_until=(frame + 1) * numerology.frame_samples,
         )
         unsettled.append(frame)
@@ -201,15 +203,10 @@ async def server_send(
     return reports, end_ns
 
 
-def _modulate_frame(
-    context: NodeContext,
-    streams: list[Outgoing],
-    frame: int,
-    offset: int,
-    frame_ns: int,
-    amplitude: NDArray[np.float64],
-) -> NDArray[np.complex64]:
-    """Samples of what all streams have to say in a frame, from a slot of it on."""
+def _fill_frame(
+    context: NodeContext, streams: list[Outgoing], frame: int, offset: int, frame_ns: int
+) -> tuple[int, dict[tuple[int, int], bytes], NDArray[np.int64]]:
+    """What all streams have to say in a frame, from a slot of it on: slots, blocks, MCS by subchannel."""
     numerology = context.numerology
     slots = numerology.slots_per_frame
     blocks: dict[tuple[int, int], bytes] = {}
@@ -230,7 +227,7 @@ def _modulate_frame(
             outgoing.first_sent_ns = numerology.slot_start_ns(frame * slots + offset)
         outgoing.last_sent_ns = numerology.slot_start_ns(frame * slots + max(used) + 1)
     num_slots = max(slot for slot, _ in blocks) + 1
-    return modulate_slots(numerology, num_slots, blocks, mcs, amplitude)
+    return num_slots, blocks, mcs
 
 
 async def _settle(
@@ -393,15 +390,16 @@ async def client_receive(
             )
         if outcome.failure:
             break
-        first_sample = (frame * slots + offset) * numerology.slot_samples
-        num_samples = (slots - offset) * numerology.slot_samples
-        reception = await context.radio.receive(
-            num_samples, first_sample, frozenset({server}), context.wait_s
+        received = await context.modem.receive_slots(
+            frame * slots + offset,
+            slots - offset,
+            history.at(frame_ns),
+            owner,
+            expected=frozenset({server}),
+            timeout_s=context.wait_s,
+            cfo_hz=context.cfo_hz,
         )
         with context.ledger.account("modem"):
-            cycles_per_sample = context.cfo_hz / numerology.sample_rate_hz
-            samples = rotate(reception.samples[0], first_sample, -cycles_per_sample)
-            received = demodulate_slots(numerology, samples, history.at(frame_ns), owner)
             received.blocks = {(slot + offset, k): block for (slot, k), block in received.blocks.items()}
             places = set()
             for (slot, k), block in sorted(received.blocks.items()):

@@ -101,6 +101,7 @@ class NodeSetup(msgspec.Struct, frozen=True):
     learning: LearningSpec
     heartbeat_s: float
     timeout_s: float
+    fidelity: str = "iq"  # a value of radio.fidelity.Fidelity
 
 
 class ModelSpec(msgspec.Struct, frozen=True):

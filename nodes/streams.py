@@ -29,8 +29,7 @@ from nodes.timeline import Resource
 from radio.adaptation import LinkAdaptation
 from radio.link import SelectiveRepeatReceiver, SelectiveRepeatSender
 from radio.numerology import Numerology
-from radio.phy import UNUSED, ReceivedSlots, block_bytes, demodulate_slots, modulate_slots
-from radio.rotation import rotate
+from radio.phy import UNUSED, ReceivedSlots, block_bytes
 from radio.units import linear_to_db
 
 SNR_STEP_DB = 0.25  # resolution of reported SNRs
@@ -228,16 +227,16 @@ async def client_send(
             blocks = fill_blocks(context, sender, frame, offset, subchannels, mcs)
             used = max(slot for slot, _ in blocks) + 1 - offset
             shifted = {(slot - offset, k): block for (slot, k), block in blocks.items()}
-            samples = modulate_slots(numerology, used, shifted, mcs, amplitude)
-            samples = rotate(samples, at_sample, context.cfo_hz / numerology.sample_rate_hz, out=samples)
         end_sample = (frame + 1) * numerology.frame_samples
-        await context.radio.transmit(samples[None, :], at_sample, silent_until=end_sample)
+        num_samples = await context.modem.send_slots(
+            position, used, shifted, mcs, amplitude, silent_until=end_sample, cfo_hz=context.cfo_hz
+        )
         promised_ns = numerology.samples_to_ns(end_sample)
-        sender.report.airtime_samples += len(samples)
+        sender.report.airtime_samples += num_samples
         sender.report.frames += 1
         if first_sent_ns is None:
             first_sent_ns = numerology.samples_to_ns(at_sample)
-        last_sent_ns = numerology.samples_to_ns(at_sample + len(samples))
+        last_sent_ns = numerology.samples_to_ns(at_sample + num_samples)
         position = (frame + 1) * slots
     if gave_up:
         # The frame that was on its way when the word came occupies its time: no round starts in it.
@@ -364,14 +363,15 @@ async def server_receive(
             owner[chosen] = order.index(name)
             mcs[chosen] = state.history.at(frame_ns)[chosen]
         position = frame * slots + offset
-        reception = await context.radio.receive(
-            (slots - offset) * numerology.slot_samples,
-            position * numerology.slot_samples,
-            frozenset(name for name in active if name not in context.endpoint.lost),
-            context.wait_s,
+        received = await context.modem.receive_slots(
+            position,
+            slots - offset,
+            mcs,
+            owner,
+            expected=frozenset(name for name in active if name not in context.endpoint.lost),
+            timeout_s=context.wait_s,
         )
         with context.ledger.account("modem"):
-            received = demodulate_slots(numerology, reception.samples[0], mcs, owner)
             received.blocks = {(slot + offset, k): block for (slot, k), block in received.blocks.items()}
             decoded = {
                 name: _take_blocks(numerology, received, state, frame) for name, state in active.items()

@@ -99,6 +99,8 @@ def air_setup(experiment: Experiment, lab: Lab) -> AirSetup:
             numerology.slot_samples,
             ports,
             tuple(links),
+            fidelity=lab.radio.fidelity,
+            numerology=numerology,
         ),
         numerology.frame_samples,
         shared_memory=lab.radio.plane != "network",
@@ -184,4 +186,5 @@ def node_setup(
         ),
         heartbeat_s=lab.control.heartbeat_s,
         timeout_s=lab.control.timeout_s,
+        fidelity=lab.radio.fidelity.value,
     )
