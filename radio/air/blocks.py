@@ -41,6 +41,7 @@ from radio.air.core import (
 )
 from radio.air.kernels import transmit_convert
 from radio.air.noise import gaussian_noise, noise_key
+from radio.block_errors import failure_rate
 from radio.block_words import (
     SlotBurst,
     SlotReception,
@@ -54,7 +55,6 @@ from radio.errors import PlaneError, RadioConfigurationError
 from radio.estimation import estimate_channel
 from radio.events import Observer, RadioEvent, RadioEventKind, ignore
 from radio.fidelity import Fidelity
-from radio.mcs import block_error_rate
 from radio.numerology import Numerology
 from radio.phy import UNUSED, ReceivedSlots, _phase_drift, modulate_slots
 from radio.rotation import rotate
@@ -540,9 +540,8 @@ class BlockAir(AirCore):
             ]
             earlier = np.array([wanted.remembered.get(digest, 0.0) for digest in digests])
             snr_db = 10 * np.log10(10 ** (snr_db / 10) + earlier)
-        bler = block_error_rate(mcs, snr_db, numerology.block_resource_elements)
         uniform, normal = self._draws(port, first_sample, num_slots, heard)
-        decoded = uniform[transmitter, slots, subchannels] >= bler
+        decoded = uniform[transmitter, slots, subchannels] >= self._failure_rate(mcs, snr_db)
         for index in np.flatnonzero(decoded).tolist():
             place = int(slots[index]), int(subchannels[index])
             result.blocks[place] = contents[index]
@@ -559,6 +558,9 @@ class BlockAir(AirCore):
             error = quality.error_power()[first] * np.maximum(1 + scatter, 0.0)
             result.evm = float(np.sqrt(error.mean()))
         return result, failed
+
+    def _failure_rate(self, mcs_index: NDArray[np.int64], snr_db: NDArray[np.float64]) -> NDArray[np.float64]:
+        return failure_rate(mcs_index, snr_db, self._numerology.block_resource_elements)
 
     def _pilots(
         self,
