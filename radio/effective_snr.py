@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from radio.mcs import mcs_table
+from radio.mcs import SCHEMES
 from radio.modulation import Modulation, constellation
 
 _FLOOR_DB, _CEILING_DB, _STEP_DB = -25.0, 50.0, 0.5
@@ -59,38 +59,55 @@ def _information(modulation: Modulation) -> NDArray[np.float64]:
     return result
 
 
-def effective_snr_db(modulation: Modulation, snr: NDArray[np.floating]) -> NDArray[np.float64]:
+@lru_cache(maxsize=1)
+def _tables() -> NDArray[np.float64]:
+    """:func:`_information` by bits per symbol; rows of other counts are zero."""
+    tables = np.zeros((max(Modulation) + 1, len(_information(Modulation.QPSK))))
+    for modulation in Modulation:
+        tables[modulation] = _information(modulation)
+    tables.flags.writeable = False
+    return tables
+
+
+def effective_snr_db(bits_per_symbol: NDArray[np.int64], snr: NDArray[np.floating]) -> NDArray[np.float64]:
     """SNR [dB] of AWGN with the mean mutual information of several SNRs.
 
     Parameters
     ----------
+    bits_per_symbol
+        ``[num_blocks]``, values of :class:`~radio.modulation.Modulation`.
     snr
-        ``[..., num_symbols]``, linear, of symbols in one block.
+        ``[num_blocks, num_symbols]``, linear.
 
     Returns
     -------
-    ``[...]``
+    ``[num_blocks]``
         Within -25 dB and 50 dB.
     """
-    table = _information(modulation)
+    tables = _tables()
     snr_db = 10.0 * np.log10(np.maximum(snr, 1e-9))
-    position = np.clip((snr_db - _FLOOR_DB) / _STEP_DB, 0, len(table) - 1.001)
+    position = np.clip((snr_db - _FLOOR_DB) / _STEP_DB, 0, tables.shape[1] - 1.001)
     below = position.astype(np.int64)
     share = position - below
-    information = ((1 - share) * table[below] + share * table[below + 1]).mean(axis=-1)
-    grid = _FLOOR_DB + _STEP_DB * np.arange(len(table))
+    row = bits_per_symbol[:, None]
+    lower = tables[row, below]
+    information = (lower + share * (tables[row, below + 1] - lower)).mean(axis=-1)
+    grid = _FLOOR_DB + _STEP_DB * np.arange(tables.shape[1])
+    result = np.empty(len(information))
+    for bits in np.unique(bits_per_symbol).tolist():
+        chosen = bits_per_symbol == bits
+        result[chosen] = np.interp(information[chosen], tables[bits], grid)
     saturated = information >= 1.0 - 1e-9
-    result = np.interp(information, table, grid)
     if saturated.any():
         # Every bit is certain: the mean of the logarithms is as good an answer as any.
-        result = np.where(saturated, np.clip(snr_db.mean(axis=-1), _FLOOR_DB, _CEILING_DB), result)
-    return np.asarray(result, np.float64)
+        result[saturated] = np.clip(snr_db[saturated].mean(axis=-1), _FLOOR_DB, _CEILING_DB)
+    return result
 
 
 # Share of an amplitude error's power that disturbs like noise: it moves the borders between amplitudes
 # and leaves signs alone.  Fitted to the block errors of the modem over AWGN at 10 % and 1 %
 # (python -m calibration.block_errors); what is left then is in that script's table.
-AMPLITUDE_SHARE = {
+AMPLITUDE_SHARE: dict[int, float] = {
     Modulation.BPSK: 0.0,
     Modulation.QPSK: 0.0,
     Modulation.QAM16: 0.42,
@@ -101,6 +118,9 @@ AMPLITUDE_SHARE = {
 # Soft bits are weighted by the estimate in place of the channel.  Where a code works with weak soft bits
 # the loss is that of a maximum ratio combiner with these weights, and it fades with 1 / (1 + 4 SNR).
 _WEIGHT_FADE = 4.0
+
+_BITS = np.array([int(mcs.modulation) for mcs in SCHEMES], np.int64)
+_SHARES = np.array([AMPLITUDE_SHARE.get(bits, 0.0) for bits in range(max(Modulation) + 1)])
 
 
 class BlockQuality:
@@ -153,20 +173,13 @@ class BlockQuality:
 
     def effective_snr_db(self, mcs_index: NDArray[np.int64]) -> NDArray[np.float64]:
         """``[num_blocks]`` SNR of AWGN with a known channel over which a block would do as well."""
-        result = np.empty(len(mcs_index))
-        modulations = np.array([int(mcs.modulation) for mcs in mcs_table().schemes])[mcs_index]
-        for bits in np.unique(modulations).tolist():
-            chosen = modulations == bits
-            share = AMPLITUDE_SHARE[Modulation(bits)]
-            noise = self._noise[chosen] + share * self._scaling[chosen]
-            if bits > 1:  # BPSK has no other axis
-                noise = noise + self._other[chosen]
-            own = self._own[chosen]
-            snr = own ** (1 - share) / np.maximum(noise, 1e-300)
-            snr_db = effective_snr_db(Modulation(bits), snr)
-            # A combiner that weighs with w where m / v is right has the SNR (sum m)^2 / sum v.
-            mean, spread = self._weight[chosen], self._taken_power[chosen] ** 2 * noise
-            combined = mean.sum(axis=1) ** 2 / (spread.sum(axis=1) * (mean**2 / spread).sum(axis=1))
-            fade = 1 / (1 + _WEIGHT_FADE * 10 ** (snr_db / 10))
-            result[chosen] = snr_db + 10 * np.log10(combined) * fade
-        return result
+        bits = _BITS[mcs_index]
+        share = _SHARES[bits][:, None]
+        # BPSK has no other axis that could disturb.
+        noise = self._noise + share * self._scaling + (bits > 1)[:, None] * self._other
+        snr = self._own ** (1 - share) / np.maximum(noise, 1e-300)
+        snr_db = effective_snr_db(bits, snr)
+        # A combiner that weighs with w where m / v is right has the SNR (sum m)^2 / sum v.
+        mean, spread = self._weight, self._taken_power**2 * noise
+        combined = mean.sum(axis=1) ** 2 / (spread.sum(axis=1) * (mean**2 / spread).sum(axis=1))
+        return np.asarray(snr_db + 10 * np.log10(combined) / (1 + _WEIGHT_FADE * 10 ** (snr_db / 10)))

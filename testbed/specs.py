@@ -13,7 +13,7 @@ from nodes.messages import (
     NumerologySpec,
     PortSpec,
 )
-from radio.air.blocks import unsupported_by_blocks
+from radio.air.block_limits import unsupported_by_blocks
 from radio.air.channel import FadingProfile, LinkParameters
 from radio.air.core import AirParameters, PortParameters
 from radio.air.process import AirSetup

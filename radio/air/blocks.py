@@ -6,8 +6,8 @@ is another.  Per slot and subcarrier of a receiver's window:
 1.  Every transmitter's gain is taken from the taps that its samples would have gone through, with the
     phases that carrier offsets leave at each symbol.  Converters reduce the signal and add noise as
     :mod:`radio.air.converter` says, and a residual carrier offset spills power into neighbours.
-2.  Pilots are that signal plus noise, and go through the modem's own estimator.  Nothing that a
-    receiver reports is modelled: it has the estimator's statistics because the estimator made it.
+2.  Pilots are that signal plus noise, and go through the modem's own estimator: SNR, noise and what was
+    found have its statistics because it made them.
 3.  The estimate against the truth gives the SNR of each equalised subcarrier, their mutual information
     the SNR of the block (:mod:`radio.effective_snr`), and the measured curve of its MCS the probability
     with which the decoder fails.
@@ -19,27 +19,24 @@ of samples hears bursts of blocks too, which are then modulated as an ``iq`` mod
 
 from __future__ import annotations
 
-import dataclasses
 from bisect import bisect_right
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from radio.air.channel import FadingProfile, LinkChannel, LinkParameters
+from radio.air.block_limits import unsupported_by_blocks
+from radio.air.channel import LinkChannel
 from radio.air.converter import converter_effect
 from radio.air.core import (
     AirCore,
     AirParameters,
-    PortParameters,
     Window,
     WindowRequest,
     _amplitude_sqrt_w,
     _Port,
 )
-from radio.air.kernels import transmit_convert
+from radio.air.kept_blocks import Heard, KeptBlocks
 from radio.air.noise import gaussian_noise, noise_key
 from radio.block_errors import failure_rate
 from radio.block_words import (
@@ -55,84 +52,11 @@ from radio.errors import PlaneError, RadioConfigurationError
 from radio.estimation import estimate_channel
 from radio.events import Observer, RadioEvent, RadioEventKind, ignore
 from radio.fidelity import Fidelity
-from radio.numerology import Numerology
-from radio.phy import UNUSED, ReceivedSlots, _phase_drift, modulate_slots
-from radio.rotation import rotate
+from radio.phy import UNUSED, ReceivedSlots, _phase_drift
 from radio.units import db_to_linear, thermal_noise_w_per_hz
 
-# Fields that this air knows what to do with; any other one must have its default.
-_KNOWN = {
-    PortParameters: {
-        "name",
-        "tx_full_scale_dbm",
-        "rx_full_scale_dbm",
-        "noise_figure_db",
-        "converter_bits",
-        "muted",
-    },
-    LinkParameters: {
-        "transmitter",
-        "receiver",
-        "path_loss_db",
-        "antenna_gain_db",
-        "cfo_hz",
-        "timing_offset_samples",
-        "fading",
-        "attenuation_db",
-        "redraw_rounds",
-    },
-    FadingProfile: {
-        "delay_spread_s",
-        "num_taps",
-        "rician_k_db",
-        "doppler_hz",
-        "round_correlation",
-    },
-}
 SPILL_SUBCARRIERS = 16  # to both sides, over which a carrier offset is taken to spill
 NEGLIGIBLE = 1e-3  # of the noise: spilt power below it is left out
-
-
-def unsupported_by_blocks(parameters: AirParameters) -> list[str]:
-    """What an air of ``blocks`` fidelity cannot represent of these parameters, in words; empty: nothing."""
-    found = []
-    for port in parameters.ports:
-        found += _unknown(port, f"port {port.name}")
-    for link in parameters.links:
-        name = f"link {link.transmitter} to {link.receiver}"
-        found += _unknown(link, name) + _unknown(link.fading, name)
-    numerology = parameters.numerology
-    if numerology is None:
-        return [*found, "no numerology was given"]
-    if parameters.sample_rate_hz != numerology.sample_rate_hz:
-        found.append(
-            f"the air's {parameters.sample_rate_hz} samples/s, the grid's being {numerology.sample_rate_hz}"
-        )
-    if parameters.tap_update_samples % numerology.slot_samples:
-        found.append(
-            f"taps that change every {parameters.tap_update_samples} samples, within a slot of "
-            f"{numerology.slot_samples}"
-        )
-    if found:
-        return found
-    for link in parameters.links:
-        channel = LinkChannel(link, parameters.seed, parameters.sample_rate_hz)
-        low, high = channel.min_delay_samples, channel.max_delay_samples
-        if low < 0 or high >= numerology.prefix_samples:
-            found.append(
-                f"link {link.transmitter} to {link.receiver}: echoes {low}..{high} samples late, a prefix of "
-                f"{numerology.prefix_samples} holding 0..{numerology.prefix_samples - 1}"
-            )
-    return found
-
-
-def _unknown(part: PortParameters | LinkParameters | FadingProfile, where: str) -> list[str]:
-    known = _KNOWN[type(part)]
-    return [
-        f"{where}: {item.name} = {getattr(part, item.name)!r}"
-        for item in dataclasses.fields(part)
-        if item.name not in known and getattr(part, item.name) != item.default
-    ]
 
 
 def make_air(parameters: AirParameters, observer: Observer = ignore) -> AirCore:
@@ -140,79 +64,6 @@ def make_air(parameters: AirParameters, observer: Observer = ignore) -> AirCore:
     if parameters.fidelity is Fidelity.BLOCKS:
         return BlockAir(parameters, observer)
     return AirCore(parameters, observer)
-
-
-@dataclass(eq=False)
-class _KeptBlocks:
-    """A burst of blocks as the air keeps it; samples are made where somebody hears it as such."""
-
-    first_sample: int
-    burst: SlotBurst
-    numerology: Numerology
-    converter_bits: int
-
-    @property
-    def num_samples(self) -> int:
-        return self.burst.num_slots * self.numerology.slot_samples
-
-    @property
-    def end(self) -> int:
-        return self.first_sample + self.num_samples
-
-    @cached_property
-    def samples(self) -> NDArray[np.float32]:
-        burst = self.burst
-        made = modulate_slots(
-            self.numerology, burst.num_slots, burst.blocks, burst.mcs_index, burst.amplitude
-        )
-        turned = rotate(made, self.first_sample, burst.cycles_per_sample, out=made)
-        converted = np.empty((2, len(turned)), np.float32)
-        transmit_convert(turned, self.converter_bits, converted)
-        return converted
-
-    @cached_property
-    def amplitude(self) -> NDArray[np.float64]:
-        """``[num_slots, num_subchannels]`` of each subcarrier; 0 where there is no block."""
-        result = np.zeros((self.burst.num_slots, len(self.burst.amplitude)))
-        if self.burst.blocks:
-            slots, subchannels = np.array(list(self.burst.blocks)).T
-            result[slots, subchannels] = self.burst.amplitude[subchannels]
-        return result
-
-    @cached_property
-    def mcs_index(self) -> NDArray[np.int64]:
-        """``[num_slots, num_subchannels]``; :data:`~radio.phy.UNUSED` where there is no block."""
-        result = np.full((self.burst.num_slots, len(self.burst.amplitude)), UNUSED, np.int64)
-        if self.burst.blocks:
-            slots, subchannels = np.array(list(self.burst.blocks)).T
-            result[slots, subchannels] = self.burst.mcs_index[subchannels]
-        return result
-
-
-@dataclass
-class _Heard:
-    """One transmitter's blocks in a window, in the receiver's digital scale.
-
-    Attributes
-    ----------
-    channel
-        complex128 ``[num_slots, num_subchannels, width]``: transfer function times amplitude, half-way
-        between the pilots; 0 where nothing was sent.
-    advance
-        ``[num_slots]`` phase from one pilot to the other [rad].
-    spill
-        ``[num_slots]`` residual carrier offset in subcarrier spacings.
-    noise
-        ``[num_slots, num_subchannels, width]`` what the transmitter's converter adds, as received.
-    """
-
-    link: LinkChannel
-    channel: NDArray[np.complex128]
-    advance: NDArray[np.float64]
-    spill: NDArray[np.float64]
-    noise: NDArray[np.float64]
-    mcs_index: NDArray[np.int64]
-    blocks: dict[tuple[int, int], bytes]
 
 
 class BlockAir(AirCore):
@@ -266,11 +117,10 @@ class BlockAir(AirCore):
         check_burst(burst, self._numerology)
         self._check_aligned(first_sample, name)
         port = self._accept(name, first_sample)
-        bits = port.parameters.converter_bits
-        kept = _KeptBlocks(first_sample, burst, self._numerology, bits)
+        kept = KeptBlocks(first_sample, burst, self._numerology, port.parameters.converter_bits)
         if not port.parameters.muted and burst.blocks:
             self._keep(port, kept)
-            clipped = self._clipped(name, first_sample, self._sent_power(kept), bits)
+            clipped = self._clipped(name, first_sample, kept.effects[:, 2])
             if clipped:
                 self._observe(RadioEvent(RadioEventKind.CLIPPED, name, first_sample, clipped, "transmitter"))
         return self._spoken(port, max(kept.end, silent_until))
@@ -315,74 +165,65 @@ class BlockAir(AirCore):
             port.parameters.rx_full_scale_dbm
         )
         thermal = thermal_noise_w_per_hz(port.parameters.noise_figure_db) * numerology.sample_rate_hz
+        floor = thermal * gain**2
         heard = [
             found
             for link in self._heard_by[port.parameters.name]
-            if (found := self._hear(link, request.first_sample, wanted, gain)) is not None
+            if (found := self._hear(link, request.first_sample, wanted, gain, floor)) is not None
         ]
-        noise = np.full((*place_shape, width), thermal * gain**2)
+        noise = np.full((*place_shape, width), floor)
         noise += self._stray_power(port, request, gain)[:, None, None]
-        power = np.zeros(place_shape)
+        power = np.zeros(num_slots)
         for found in heard:
             received = np.abs(found.channel) ** 2
-            power += received.sum(axis=2)
-            noise += found.noise
-            self._spill(found, received, thermal * gain**2, noise)
+            power += received.sum(axis=(1, 2))
+            if found.noise is not None:
+                noise += found.noise
+            self._spill(found, received, floor, noise)
         # What the converter gets, per sample: noise fills the whole band, signals their subcarriers.
-        per_sample = noise.mean(axis=(1, 2)) + power.sum(axis=1) / numerology.fft_size
+        per_sample = noise.mean(axis=(1, 2)) + power / numerology.fft_size
         bits = port.parameters.converter_bits
-        effects = [converter_effect(float(value), bits) for value in per_sample]
-        kept_gain = np.array([effect.gain for effect in effects])
-        noise *= (kept_gain**2)[:, None, None]
-        noise += np.array([effect.distortion_power for effect in effects])[:, None, None]
+        effects = np.array([converter_effect(float(value), bits) for value in per_sample])
+        noise *= (effects[:, 0] ** 2)[:, None, None]
+        noise += effects[:, 1][:, None, None]
         for found in heard:
-            found.channel *= kept_gain[:, None, None]
-        clipped = self._clipped(port.parameters.name, request.first_sample, per_sample, bits)
+            found.channel *= effects[:, 0][:, None, None]
+        clipped = self._clipped(port.parameters.name, request.first_sample, effects[:, 2])
         received_slots, failed = self._decode(port, request.first_sample, wanted, heard, noise)
         return SlotReception(received_slots, failed, clipped)
 
-    def _hear(self, link: LinkChannel, first_sample: int, wanted: SlotRequest, gain: float) -> _Heard | None:
+    def _hear(
+        self, link: LinkChannel, first_sample: int, wanted: SlotRequest, gain: float, floor: float
+    ) -> Heard | None:
         """What one transmitter's blocks are in a window; ``None`` where it sends none."""
         numerology = self._numerology
         source = self._ports[link.parameters.transmitter]
         slot_samples, num_slots = numerology.slot_samples, wanted.num_slots
         end = first_sample + num_slots * slot_samples
         bursts = [
-            burst
-            for burst in source.bursts
-            if isinstance(burst, _KeptBlocks) and burst.first_sample < end and burst.end > first_sample
+            ((kept.first_sample - first_sample) // slot_samples, kept)
+            for kept in source.bursts
+            if isinstance(kept, KeptBlocks) and kept.first_sample < end and kept.end > first_sample
         ]
-        if not bursts:
-            return None
         shape = (num_slots, numerology.num_subchannels)
         amplitude, mcs_index = np.zeros(shape), np.full(shape, UNUSED, np.int64)
         sent_cycles, tx_gain, tx_noise = np.zeros(num_slots), np.ones(num_slots), np.zeros(num_slots)
-        blocks: dict[tuple[int, int], bytes] = {}
-        for kept in bursts:
-            shift = (kept.first_sample - first_sample) // slot_samples
+        for shift, kept in bursts:
             low, high = max(shift, 0), min(shift + kept.burst.num_slots, num_slots)
             own = slice(low - shift, high - shift)
             amplitude[low:high], mcs_index[low:high] = kept.amplitude[own], kept.mcs_index[own]
             sent_cycles[low:high] = kept.burst.cycles_per_sample
-            bits = source.parameters.converter_bits
-            effects = [converter_effect(float(value), bits) for value in self._sent_power(kept)[own]]
-            tx_gain[low:high] = [effect.gain for effect in effects]
-            tx_noise[low:high] = [effect.distortion_power for effect in effects]
-            blocks.update(
-                ((slot + shift, k), payload)
-                for (slot, k), payload in kept.burst.blocks.items()
-                if low <= slot + shift < high
-            )
-        active = np.flatnonzero(mcs_index.max(axis=1) != UNUSED)
-        if len(active) == 0:
+            tx_gain[low:high], tx_noise[low:high] = kept.effects[own, 0], kept.effects[own, 1]
+        subchannels = np.flatnonzero((mcs_index != UNUSED).any(axis=0))
+        if len(subchannels) == 0:
             return None
-        transfer = np.zeros((num_slots, numerology.num_subcarriers), np.complex128)
-        transfer[active] = self._transfer(link, first_sample, active, sent_cycles[active])
-        transfer *= gain * _amplitude_sqrt_w(source.parameters.tx_full_scale_dbm)
+        taps = self._taps(link, first_sample, num_slots, sent_cycles)
+        taps *= gain * _amplitude_sqrt_w(source.parameters.tx_full_scale_dbm)
+        width = numerology.subcarriers_per_subchannel
+        ramps = self._ramps[id(link)]
+        own_ramps = ramps.reshape(len(ramps), -1, width)[:, subchannels].reshape(len(ramps), -1)
         cycles = sent_cycles + link.cycles_per_sample - wanted.cycles_per_sample
         spill = cycles * numerology.fft_size
-        by_subchannel = transfer.reshape(*shape, -1)
-        channel = by_subchannel * (amplitude * (tx_gain * np.sinc(spill))[:, None])[:, :, None]
         pilot_a, pilot_b = numerology.pilot_symbols
         middle = (
             first_sample
@@ -391,37 +232,36 @@ class BlockAir(AirCore):
             + numerology.prefix_samples
             + (numerology.fft_size - 1) / 2
         )
-        channel *= np.exp(2j * np.pi * np.mod(cycles * middle, 1.0))[:, None, None]
+        turn = tx_gain * np.sinc(spill) * np.exp(2j * np.pi * np.mod(cycles * middle, 1.0))
+        channel = (taps @ own_ramps).reshape(num_slots, len(subchannels), width)
+        channel *= (amplitude[:, subchannels] * turn[:, None])[:, :, None]
         advance = 2 * np.pi * cycles * (pilot_b - pilot_a) * numerology.symbol_samples
-        noise = np.abs(by_subchannel) ** 2 * tx_noise[:, None, None]
-        return _Heard(link, channel, advance, spill, noise, mcs_index, blocks)
+        noise = None
+        if (tx_noise * np.abs(taps).sum(axis=1) ** 2 > NEGLIGIBLE * floor).any():
+            noise = (np.abs(taps @ ramps) ** 2 * tx_noise[:, None]).reshape(*shape, width)
+        return Heard(link, subchannels, channel, advance, spill, mcs_index[:, subchannels], noise, bursts)
 
-    def _transfer(
-        self,
-        link: LinkChannel,
-        first_sample: int,
-        slots: NDArray[np.int64],
-        sent_cycles: NDArray[np.float64],
+    def _taps(
+        self, link: LinkChannel, first_sample: int, num_slots: int, sent_cycles: NDArray[np.float64]
     ) -> NDArray[np.complex128]:
-        """``[len(slots), num_subcarriers]`` amplitude gains, with the taps of each slot's start and round."""
+        """``[num_slots, num_taps]`` amplitude gains, those of each slot's start and round."""
         slot_samples, update = self._numerology.slot_samples, self.parameters.tap_update_samples
-        starts = first_sample + slots * slot_samples
+        starts = first_sample + np.arange(num_slots) * slot_samples
         time_s = (starts // update) * (update / self.parameters.sample_rate_hz)
-        rounds = np.array([self._round_at(start + slot_samples // 2) for start in starts.tolist()])
-        taps = np.empty((len(slots), len(link.delays)), np.complex128)
-        for round_index in np.unique(rounds).tolist():
-            chosen = rounds == round_index
+        rounds = [self._round_at(start + slot_samples // 2) for start in starts.tolist()]
+        taps = np.empty((num_slots, len(link.delays)), np.complex128)
+        for round_index in sorted(set(rounds)):
+            chosen = np.array(rounds) == round_index
             taps[chosen] = link.taps_at(time_s[chosen], round_index)
         # The transmitter's own offset was put in before the delay.
-        taps *= np.exp(-2j * np.pi * sent_cycles[:, None] * link.delays)
-        return np.asarray(taps @ self._ramps[id(link)])
+        return np.asarray(taps * np.exp(-2j * np.pi * sent_cycles[:, None] * link.delays))
 
     def _round_at(self, sample: int) -> int:
         return self._round_indices[bisect_right(self._round_begins, sample) - 1]
 
     def _spill(
         self,
-        found: _Heard,
+        found: Heard,
         received: NDArray[np.float64],
         thermal: float,
         noise: NDArray[np.float64],
@@ -435,8 +275,10 @@ class BlockAir(AirCore):
         for slot in np.flatnonzero(share * received.max(axis=(1, 2)) > NEGLIGIBLE * thermal).tolist():
             reach = np.arange(-SPILL_SUBCARRIERS, SPILL_SUBCARRIERS + 1)
             weight = np.where(reach == 0, 0.0, np.sinc(reach - found.spill[slot]) ** 2)
-            spread = np.convolve(received[slot].reshape(-1), weight, mode="same")
-            noise[slot] += spread.reshape(received[slot].shape)
+            sent = np.zeros(noise[slot].shape)
+            sent[found.subchannels] = received[slot]
+            spread = np.convolve(sent.reshape(-1), weight, mode="same")
+            noise[slot] += spread.reshape(sent.shape)
 
     def _stray_power(self, port: _Port, request: WindowRequest, gain: float) -> NDArray[np.float64]:
         """``[num_slots]`` of samples that are no blocks, taken as white over the occupied band.
@@ -450,7 +292,7 @@ class BlockAir(AirCore):
         for link in self._heard_by[port.parameters.name]:
             source = self._ports[link.parameters.transmitter]
             for burst in source.bursts:
-                if isinstance(burst, _KeptBlocks) or burst.first_sample >= end:
+                if isinstance(burst, KeptBlocks) or burst.first_sample >= end:
                     continue
                 if burst.end <= request.first_sample:
                     continue
@@ -463,9 +305,9 @@ class BlockAir(AirCore):
                         ),
                     ]
                     if piece.size:
-                        transfer = self._transfer(link, request.first_sample, np.array([slot]), np.zeros(1))
+                        taps = self._taps(link, start, 1, np.zeros(1))
                         amplitude = gain * _amplitude_sqrt_w(source.parameters.tx_full_scale_dbm)
-                        mean_gain = float(np.mean(np.abs(transfer) ** 2)) * amplitude**2
+                        mean_gain = float(np.sum(np.abs(taps) ** 2)) * amplitude**2
                         energy = float(np.sum(piece.astype(np.float64) ** 2))
                         stray[slot] += (
                             mean_gain
@@ -480,7 +322,7 @@ class BlockAir(AirCore):
         port: _Port,
         first_sample: int,
         wanted: SlotRequest,
-        heard: list[_Heard],
+        heard: list[Heard],
         noise: NDArray[np.float64],
     ) -> tuple[ReceivedSlots, dict[bytes, float]]:
         """What the modem's estimator makes of drawn pilots, and which blocks its decoder would return."""
@@ -497,7 +339,8 @@ class BlockAir(AirCore):
         used = np.flatnonzero((wanted.mcs_index != UNUSED) & (wanted.owner != UNUSED))
         if len(used) == 0:
             return result, {}
-        pilots = self._pilots(port, first_sample, num_slots, heard, noise, used)
+        signals, truth, disturbance, sent, loudest, advance = self._superpose(heard, place_shape)
+        pilots = self._pilots(port, first_sample, signals, noise)[:, :, used]
         estimate = estimate_channel(numerology, pilots)
         # From here to the equaliser as in radio.phy.
         estimated_noise = estimate.noise_power.mean(axis=0)
@@ -506,50 +349,42 @@ class BlockAir(AirCore):
         owners, owner_of_used = np.unique(wanted.owner[used], return_inverse=True)
         members = (owner_of_used[None, :] == np.arange(len(owners))[:, None]).astype(np.float32)
         tried = (estimate.detected @ members.T)[:, owner_of_used] > 0
-        if not heard or not tried.any():
+        slots, local = np.nonzero(tried & (sent[:, used] == wanted.mcs_index[used]))
+        if len(slots) == 0:
             return result, {}
         middle, angle = _phase_drift(numerology, estimate, estimated_noise, members, owner_of_used)
-
-        # The loudest transmitter of a place is the one that can be decoded, the others disturb it.
-        power = np.array([np.sum(np.abs(found.channel[:, used]) ** 2, axis=2) for found in heard])
-        loudest = power.argmax(axis=0)
-        rows, columns = np.indices(loudest.shape)
-        channel = np.array([found.channel[:, used] for found in heard])
-        sent = np.array([found.mcs_index[:, used] for found in heard])[loudest, rows, columns]
-        truth = channel[loudest, rows, columns]
-        variance = noise[:, used] + np.sum(np.abs(channel) ** 2, axis=0) - np.abs(truth) ** 2
-        advance = np.array([found.advance for found in heard])[loudest, rows]
-        expected = wanted.mcs_index[used]
-        candidate = tried & (sent == expected)
-        if not candidate.any():
-            return result, {}
-        at = np.nonzero(candidate)
-        quality = BlockQuality(truth[at], middle[at], variance[at], advance[at] - angle[at], self._positions)
-        mcs = sent[at]
+        subchannels = used[local]
+        places = slots, subchannels
+        mcs, transmitter = sent[places], loudest[places]
+        quality = BlockQuality(
+            truth[places],
+            middle[slots, local],
+            noise[places] + disturbance[places],
+            advance[places] - angle[slots, local],
+            self._positions,
+        )
         snr_db = quality.effective_snr_db(mcs)
-        slots, subchannels = at[0], used[at[1]]
-        transmitter = loudest[at]
-        contents = [
-            heard[which].blocks[slot, k]
-            for which, slot, k in zip(transmitter.tolist(), slots.tolist(), subchannels.tolist(), strict=True)
-        ]
         digests = []
         if wanted.remembered is not None:
             digests = [
-                block_digest(index, payload) for index, payload in zip(mcs.tolist(), contents, strict=True)
+                block_digest(mcs_index, heard[which].content(slot, k))
+                for mcs_index, which, slot, k in zip(
+                    mcs.tolist(), transmitter.tolist(), slots.tolist(), subchannels.tolist(), strict=True
+                )
             ]
             earlier = np.array([wanted.remembered.get(digest, 0.0) for digest in digests])
             snr_db = 10 * np.log10(10 ** (snr_db / 10) + earlier)
         uniform, normal = self._draws(port, first_sample, num_slots, heard)
         decoded = uniform[transmitter, slots, subchannels] >= self._failure_rate(mcs, snr_db)
-        for index in np.flatnonzero(decoded).tolist():
-            place = int(slots[index]), int(subchannels[index])
-            result.blocks[place] = contents[index]
-            result.attempted[place] = True
-        failed = (
-            {digests[i]: float(10 ** (snr_db[i] / 10)) for i in np.flatnonzero(~decoded)} if digests else {}
-        )
         good = np.flatnonzero(decoded)
+        for which, slot, k in zip(
+            transmitter[good].tolist(), slots[good].tolist(), subchannels[good].tolist(), strict=True
+        ):
+            result.blocks[slot, k] = heard[which].content(slot, k)
+        result.attempted[slots[good], subchannels[good]] = True
+        failed = {
+            digests[index]: float(10 ** (snr_db[index] / 10)) for index in np.flatnonzero(~decoded) if digests
+        }
         if len(good):
             # One block of each MCS, as the modem does; its error energy is a sum over all its symbols.
             first = good[np.unique(mcs[good], return_index=True)[1]]
@@ -559,6 +394,56 @@ class BlockAir(AirCore):
             result.evm = float(np.sqrt(error.mean()))
         return result, failed
 
+    def _superpose(
+        self, heard: list[Heard], place_shape: tuple[int, int]
+    ) -> tuple[
+        NDArray[np.complex128],
+        NDArray[np.complex128],
+        NDArray[np.float64],
+        NDArray[np.int64],
+        NDArray[np.int64],
+        NDArray[np.float64],
+    ]:
+        """All transmitters together, by place.
+
+        Returns
+        -------
+        signals
+            ``[num_slots, 2, num_subchannels, width]`` at both pilots, which all transmitters send alike.
+        truth
+            ``[num_slots, num_subchannels, width]`` channel of the loudest, which alone can be decoded.
+        disturbance
+            ``[num_slots, num_subchannels, width]`` power of the others, whose data are not its own.
+        sent, loudest
+            ``[num_slots, num_subchannels]`` its MCS, and its place among ``heard``.
+        advance
+            ``[num_slots, num_subchannels]`` its phase from pilot to pilot [rad].
+        """
+        width = self._numerology.subcarriers_per_subchannel
+        signals = np.zeros((place_shape[0], 2, place_shape[1], width), np.complex128)
+        truth = np.zeros((*place_shape, width), np.complex128)
+        total = np.zeros((*place_shape, width))
+        best = np.zeros(place_shape)
+        sent = np.full(place_shape, UNUSED, np.int64)
+        loudest = np.zeros(place_shape, np.int64)
+        advance = np.zeros(place_shape)
+        for index, found in enumerate(heard):
+            chosen, half = found.subchannels, np.exp(0.5j * found.advance)[:, None, None]
+            signals[:, 0, chosen] += found.channel * half.conj()
+            signals[:, 1, chosen] += found.channel * half
+            power = np.abs(found.channel) ** 2
+            total[:, chosen] += power
+            strength = power.sum(axis=2)
+            slots, local = np.nonzero((found.mcs_index != UNUSED) & (strength > best[:, chosen]))
+            places = slots, chosen[local]
+            truth[places] = found.channel[slots, local]
+            best[places] = strength[slots, local]
+            sent[places] = found.mcs_index[slots, local]
+            loudest[places] = index
+            advance[places] = found.advance[slots]
+        disturbance = np.maximum(total - np.abs(truth) ** 2, 0.0)
+        return signals, truth, disturbance, sent, loudest, advance
+
     def _failure_rate(self, mcs_index: NDArray[np.int64], snr_db: NDArray[np.float64]) -> NDArray[np.float64]:
         return failure_rate(mcs_index, snr_db, self._numerology.block_resource_elements)
 
@@ -566,30 +451,26 @@ class BlockAir(AirCore):
         self,
         port: _Port,
         first_sample: int,
-        num_slots: int,
-        heard: list[_Heard],
+        signals: NDArray[np.complex128],
         noise: NDArray[np.float64],
-        used: NDArray[np.int64],
     ) -> NDArray[np.complex64]:
-        """``[num_slots, 2, num_used, width]`` received pilots over sent ones."""
+        """``[num_slots, 2, num_subchannels, width]`` received pilots over sent ones."""
         numerology = self._numerology
-        first_slot = first_sample // numerology.slot_samples
         count = 2 * numerology.num_subcarriers
         drawn = gaussian_noise(
-            self._pilot_keys[port.parameters.name], first_slot * count, num_slots * count, np.sqrt(0.5)
+            self._pilot_keys[port.parameters.name],
+            first_sample // numerology.slot_samples * count,
+            len(signals) * count,
+            np.sqrt(0.5),
         )
-        shape = (num_slots, 2, numerology.num_subchannels, numerology.subcarriers_per_subchannel)
-        white = (drawn[0] + 1j * drawn[1]).reshape(shape)[:, :, used]
-        pilots = white * np.sqrt(noise[:, None, used])
-        for found in heard:
-            half = np.exp(0.5j * found.advance)[:, None, None]
-            channel = found.channel[:, used]
-            pilots[:, 0] += channel * half.conj()
-            pilots[:, 1] += channel * half
-        return pilots.astype(np.complex64)
+        deviation = np.sqrt(noise)[:, None]
+        pilots = np.empty(signals.shape, np.complex64)
+        pilots.real = signals.real + drawn[0].reshape(signals.shape) * deviation
+        pilots.imag = signals.imag + drawn[1].reshape(signals.shape) * deviation
+        return pilots
 
     def _draws(
-        self, port: _Port, first_sample: int, num_slots: int, heard: list[_Heard]
+        self, port: _Port, first_sample: int, num_slots: int, heard: list[Heard]
     ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         """A uniform and a normal number for each transmitter, slot and subchannel."""
         numerology = self._numerology
@@ -607,21 +488,14 @@ class BlockAir(AirCore):
         ).reshape(len(heard), 2, num_slots, num)
         return special.ndtr(drawn[:, 0].astype(np.float64)), drawn[:, 1]
 
-    # ---------------------------------------------------------------------------------- converters
-    def _sent_power(self, kept: _KeptBlocks) -> NDArray[np.float64]:
-        """``[num_slots]`` mean power of a sample at the transmitter's converter."""
-        width = self._numerology.subcarriers_per_subchannel
-        return np.asarray((kept.amplitude**2).sum(axis=1) * (width / self._numerology.fft_size))
-
-    def _clipped(self, name: str, first_sample: int, power: NDArray[np.float64], num_bits: int) -> int:
+    def _clipped(self, name: str, first_sample: int, share: NDArray[np.float64]) -> int:
         """How many samples of consecutive slots a converter clips: drawn, as it is rare or countless."""
         slot_samples = self._numerology.slot_samples
-        share = np.array([converter_effect(float(value), num_bits).clipped_share for value in power])
         if not (share * slot_samples > 1e-9).any():
             return 0
         first_slot = first_sample // slot_samples
         uniform = special.ndtr(
-            gaussian_noise(self._clip_keys[name], first_slot, len(power))[0].astype(np.float64)
+            gaussian_noise(self._clip_keys[name], first_slot, len(share))[0].astype(np.float64)
         )
         # The smallest count whose cumulative binomial probability reaches the draw.
         counts = np.ceil(special.bdtrik(uniform, slot_samples, share))

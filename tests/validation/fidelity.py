@@ -52,8 +52,8 @@ FULL_SCALE_DBM = 30.0
 NOISE_FIGURE_DB = 7.0
 PATH_LOSS_DB = 80.0
 RECEIVED_DBFS = -15.0
-SEEDS = 8
-FRAMES = 400
+SEEDS = 10
+FRAMES = 700
 SETTLING_FRAMES = 100  # the outer loop finds its place: not counted
 
 
