@@ -287,7 +287,8 @@ class BlockModem(_SoundingModem):
     ) -> int:
         numerology = self._numerology
         cycles = cfo_hz / numerology.sample_rate_hz
-        burst = SlotBurst(num_slots, dict(blocks), mcs_index, amplitude, cycles)
+        # The air keeps it: what the caller does with its arrays later must not reach it.
+        burst = SlotBurst(num_slots, dict(blocks), mcs_index.copy(), amplitude.copy(), cycles)
         await self._slots.transmit_slots(burst, first_slot * numerology.slot_samples, silent_until)
         return num_slots * numerology.slot_samples
 

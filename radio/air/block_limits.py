@@ -72,9 +72,15 @@ def unsupported_by_blocks(parameters: AirParameters) -> list[str]:
 
 
 def _unknown(part: PortParameters | LinkParameters | FadingProfile, where: str) -> list[str]:
-    known = _KNOWN[type(part)]
+    known = next(names for kind, names in _KNOWN.items() if isinstance(part, kind))
     return [
         f"{where}: {item.name} = {getattr(part, item.name)!r}"
         for item in dataclasses.fields(part)
-        if item.name not in known and getattr(part, item.name) != item.default
+        if item.name not in known and getattr(part, item.name) != _default(item)
     ]
+
+
+def _default(item: dataclasses.Field[object]) -> object:
+    if item.default_factory is not dataclasses.MISSING:
+        return item.default_factory()
+    return item.default

@@ -35,10 +35,11 @@ from radio.drivers.base import RadioConfig
 from radio.drivers.emulated import EmulatedRadio, InMemoryAir
 from radio.fidelity import Fidelity
 from radio.link import SelectiveRepeatReceiver, SelectiveRepeatSender
-from radio.modem import make_modem
-from radio.numerology import Numerology
+from radio.modem import Modem, SoundingTurn, make_modem
+from radio.numerology import SOUNDING_SYMBOLS, Numerology
 from radio.phy import UNUSED, block_bytes
 from radio.units import thermal_noise_w_per_hz
+from radio.warmup import warm_up
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -53,13 +54,14 @@ NOISE_FIGURE_DB = 7.0
 PATH_LOSS_DB = 80.0
 RECEIVED_DBFS = -15.0
 SEEDS = 10
-FRAMES = 700
-SETTLING_FRAMES = 100  # the outer loop finds its place: not counted
+FRAMES = 720
+SETTLING_FRAMES = 120  # the outer loop finds its place: not counted
+ROUND_FRAMES = 20  # of which the first is a sounding
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Clients of equal bandwidth on one uplink.
+    """Clients of equal bandwidth on one uplink.  Every twentieth frame sounds it, as a round does.
 
     Attributes
     ----------
@@ -97,6 +99,7 @@ SCENARIOS = (
 @dataclass
 class _Client:
     name: str
+    turn: SoundingTurn
     subchannels: NDArray[np.int64]
     sender: SelectiveRepeatSender
     receiver: SelectiveRepeatReceiver
@@ -162,21 +165,22 @@ async def _stream(
     for index, name in enumerate(names):
         amplitude = np.where(owner == index, np.sqrt(signal_w[index] / per_sample), 0.0)
         adaptation = LinkAdaptation(scenario.target_bler, 1.0)
-        first = adaptation.choose(
-            np.full(num, 10 ** (scenario.snr_db[index] / 10)), numerology.block_resource_elements
-        )
         clients.append(
             _Client(
                 name,
+                SoundingTurn(index * SOUNDING_SYMBOLS * numerology.symbol_samples, float(amplitude.max())),
                 np.flatnonzero(owner == index),
                 SelectiveRepeatSender(payload, index, ["server"]),
                 SelectiveRepeatReceiver(index, len(payload)),
                 adaptation,
-                np.where(owner == index, first, UNUSED),
+                np.full(num, UNUSED, np.int64),
                 amplitude,
             )
         )
     for frame in range(frames):
+        if frame % ROUND_FRAMES == 0:
+            await _sound(numerology, modems, clients, frame)
+            continue
         mcs = np.full(num, UNUSED, np.int64)
         first_slot = frame * slots
         until = (first_slot + slots) * numerology.slot_samples
@@ -223,12 +227,39 @@ async def _stream(
                 client.mcs[chosen] = np.where(attempted.any(axis=0), proposal, client.mcs[chosen])
     for radio in radios.values():
         await radio.stop()
-    seconds = (frames - settling) * numerology.frame_samples / rate
+    counted = sum(frame % ROUND_FRAMES != 0 for frame in range(settling, frames))
+    seconds = counted * numerology.frame_samples / rate
     return {
         "goodput_bps": [8 * client.delivered_bytes / seconds for client in clients],
         "retransmissions": [client.failed / max(client.sent, 1) for client in clients],
         "blocks": sum(client.sent for client in clients),
     }
+
+
+async def _sound(
+    numerology: Numerology, modems: dict[str, Modem], clients: list[_Client], frame: int
+) -> None:
+    """A frame with nothing but the clients' soundings, from which their MCS start anew."""
+    first = frame * numerology.frame_samples
+    for client in clients:
+        await modems[client.name].send_sounding(
+            first + client.turn.offset_samples,
+            client.turn.amplitude,
+            silent_until=first + numerology.frame_samples,
+        )
+    heard = await modems["server"].receive_sounding(
+        first,
+        numerology.frame_samples,
+        [client.turn for client in clients],
+        expected=frozenset(client.name for client in clients),
+        timeout_s=60.0,
+    )
+    for client, estimate in zip(clients, heard.estimates, strict=True):
+        client.adaptation.renew()
+        chosen = client.subchannels
+        client.mcs[chosen] = client.adaptation.choose(
+            estimate.snr[chosen], numerology.block_resource_elements
+        )
 
 
 def paired(iq: Iterable[float], blocks: Iterable[float]) -> dict[str, Any]:
@@ -260,6 +291,7 @@ def _kept(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def links(folder: Path, seeds: int, frames: int, settling: int) -> list[dict[str, Any]]:
     """All scenarios over all seeds in both fidelities."""
+    warm_up()
     results = []
     for number, scenario in enumerate(SCENARIOS):
         found: dict[Fidelity, list[dict[str, Any]]] = {fidelity: [] for fidelity in Fidelity}
