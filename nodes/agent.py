@@ -151,6 +151,8 @@ class Agent:
                     await radio.stop()
             await self._endpoint.close()
             executor.shutdown(wait=True)
+            if self._context is not None:
+                self._context.close()
 
     async def _join(self, timeout_s: float) -> NodeSetup:
         deadline = time.monotonic() + timeout_s

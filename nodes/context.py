@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +23,13 @@ from radio.clock import Clock, ClockKind, VirtualClock, WallClock
 from radio.drivers.base import Radio
 from radio.estimation import SoundingEstimate
 from radio.events import RadioEvent
+from radio.fidelity import Fidelity
 from radio.ledger import CpuLedger
+from radio.modem import make_modem
 from radio.numerology import Numerology
 from radio.ofdm import subcarrier_amplitude
 from radio.units import db_to_linear, dbm_to_watt
+from radio.workers import Workers, num_cores
 
 
 def make_clock(spec: ClockSpec) -> Clock:
@@ -76,6 +81,11 @@ class NodeContext:
         self.ledger = ledger
         self.link = setup.link
         self.numerology = make_numerology(setup.numerology)
+        # A server hears all clients at once; a client has little to share.
+        self.workers = Workers(num_cores() if setup.role == "server" else 1)
+        self.modem = make_modem(
+            Fidelity(setup.fidelity), self.numerology, radio, self.account_modem, self.workers
+        )
         self.clock = make_clock(setup.clock)
         self.timeline = Timeline(self.clock, setup.compute, executor, ledger)
         self.rx_gain_db = 0.0
@@ -83,6 +93,17 @@ class NodeContext:
         self.run_attempt = 0
         self._ports = {port.name: port for port in setup.ports}
         self._radio_events = radio_events
+
+    @contextmanager
+    def account_modem(self) -> Iterator[None]:
+        """Book the block's CPU time, that of the modem's other threads included."""
+        with self.ledger.account("modem"):
+            yield
+        self.ledger.add("modem", self.workers.take_cpu_ns())
+
+    def close(self) -> None:
+        """End the modem's threads."""
+        self.workers.close()
 
     def port(self, name: str) -> PortSpec:
         return self._ports[name]

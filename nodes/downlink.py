@@ -24,10 +24,9 @@ from nodes.streams import (
     unpack_places,
 )
 from nodes.timeline import Resource
-from radio.adaptation import LinkAdaptation
+from radio.adaptation import LinkAdaptation, TrackedSnr
 from radio.link import SelectiveRepeatReceiver, SelectiveRepeatSender
-from radio.phy import UNUSED, demodulate_slots, modulate_slots
-from radio.rotation import rotate
+from radio.phy import UNUSED
 from radio.units import db_to_linear, linear_to_db
 
 
@@ -37,12 +36,12 @@ class ClientDownlink:
 
     Attributes
     ----------
-    snr
-        ``[num_subchannels]`` linear SNR that the client last reported; 0 where never.
+    tracked
+        SNRs that the client has reported since the latest sounding.
     """
 
     adaptation: LinkAdaptation
-    snr: NDArray[np.float64]
+    tracked: TrackedSnr
 
 
 @dataclass
@@ -74,7 +73,7 @@ def _choose_mcs(
     chosen = list(outgoing.subchannels)
     proposals = [
         downlinks[name].adaptation.choose(
-            downlinks[name].snr[chosen], context.numerology.block_resource_elements
+            downlinks[name].tracked.snr[chosen], context.numerology.block_resource_elements
         )
         for name in sorted(receivers)
     ]
@@ -83,7 +82,7 @@ def _choose_mcs(
     weakest = np.min(proposals, axis=0)
     if np.all(weakest == UNUSED):
         # Every subchannel is lost to somebody: take the one where the worst client hears best.
-        floor = np.min([downlinks[name].snr[chosen] for name in sorted(receivers)], axis=0)
+        floor = np.min([downlinks[name].tracked.snr[chosen] for name in sorted(receivers)], axis=0)
         weakest[int(np.argmax(floor))] = 0
     return subchannel_array(context.numerology.num_subchannels, outgoing.subchannels, weakest)
 
@@ -163,10 +162,13 @@ async def server_send(
         frame, offset = divmod(position, slots)
         frame_ns = numerology.frame_start_ns(frame)
         with context.ledger.account("modem"):
-            samples = _modulate_frame(context, streams, frame, offset, frame_ns, amplitude)
-        await context.radio.transmit(
-            samples[None, :],
-            position * numerology.slot_samples,
+            num_slots, blocks, mcs = _fill_frame(context, streams, frame, offset, frame_ns)
+        await context.modem.send_slots(
+            position,
+            num_slots,
+            blocks,
+            mcs,
+            amplitude,
             silent_until=(frame + 1) * numerology.frame_samples,
         )
         unsettled.append(frame)
@@ -201,15 +203,10 @@ async def server_send(
     return reports, end_ns
 
 
-def _modulate_frame(
-    context: NodeContext,
-    streams: list[Outgoing],
-    frame: int,
-    offset: int,
-    frame_ns: int,
-    amplitude: NDArray[np.float64],
-) -> NDArray[np.complex64]:
-    """Samples of what all streams have to say in a frame, from a slot of it on."""
+def _fill_frame(
+    context: NodeContext, streams: list[Outgoing], frame: int, offset: int, frame_ns: int
+) -> tuple[int, dict[tuple[int, int], bytes], NDArray[np.int64]]:
+    """What all streams have to say in a frame, from a slot of it on: slots, blocks, MCS by subchannel."""
     numerology = context.numerology
     slots = numerology.slots_per_frame
     blocks: dict[tuple[int, int], bytes] = {}
@@ -230,7 +227,12 @@ def _modulate_frame(
             outgoing.first_sent_ns = numerology.slot_start_ns(frame * slots + offset)
         outgoing.last_sent_ns = numerology.slot_start_ns(frame * slots + max(used) + 1)
     num_slots = max(slot for slot, _ in blocks) + 1
-    return modulate_slots(numerology, num_slots, blocks, mcs, amplitude)
+    return num_slots, blocks, mcs
+
+
+def _by_slot(places: set[tuple[int, int]], num_slots: int) -> NDArray[np.int64]:
+    """How many of some (slot, subchannel) places lie in each slot."""
+    return np.bincount([slot for slot, _ in places], minlength=num_slots).astype(np.int64)
 
 
 async def _settle(
@@ -271,10 +273,15 @@ async def _settle(
         with context.ledger.account("modem"):
             places = unpack_places(ack.received, slots, num)
             downlink = downlinks[name]
-            downlink.adaptation.observe(len(sent & places), len(sent - places))
-            for k, snr_db in zip(outgoing.subchannels, ack.snr_db, strict=False):
-                if snr_db != NO_SNR_DB:
-                    downlink.snr[k] = float(db_to_linear(snr_db))
+            downlink.adaptation.observe_slots(_by_slot(sent & places, slots), _by_slot(sent - places, slots))
+            heard = [
+                (k, snr_db)
+                for k, snr_db in zip(outgoing.subchannels, ack.snr_db, strict=False)
+                if snr_db != NO_SNR_DB
+            ]
+            if heard:
+                subchannels, snrs_db = zip(*heard, strict=True)
+                downlink.tracked.add(np.array(subchannels), np.asarray(db_to_linear(np.array(snrs_db))))
         received[name] = places
         if ack.complete:
             complete.add(name)
@@ -326,6 +333,7 @@ class DownlinkOutcome:
     blocks_ok: int
     blocks_failed: int
     evm: float | None
+    blocks_combined: int = 0
     end_ns: int = 0
     subchannels: tuple[int, ...] = ()
 
@@ -342,6 +350,7 @@ class DownlinkOutcome:
             evm=self.evm,
             complete_ns=self.complete_ns,
             failure=self.failure,
+            blocks_combined=self.blocks_combined,
         )
 
 
@@ -369,6 +378,7 @@ async def client_receive(
     outcome = DownlinkOutcome(
         SelectiveRepeatReceiver(tag, max_bytes), None, "", SnrAverage.empty(num), 0, 0, None
     )
+    memory = context.modem.new_memory((0,))
     frame, offset = divmod(start.first_slot, slots)
     unanswered: list[tuple[int, int]] = []  # (frame, when the server's answer takes effect)
     evms: list[float] = []
@@ -393,15 +403,17 @@ async def client_receive(
             )
         if outcome.failure:
             break
-        first_sample = (frame * slots + offset) * numerology.slot_samples
-        num_samples = (slots - offset) * numerology.slot_samples
-        reception = await context.radio.receive(
-            num_samples, first_sample, frozenset({server}), context.wait_s
+        received = await context.modem.receive_slots(
+            frame * slots + offset,
+            slots - offset,
+            history.at(frame_ns),
+            owner,
+            expected=frozenset({server}),
+            timeout_s=context.wait_s,
+            cfo_hz=context.cfo_hz,
+            memory=memory,
         )
         with context.ledger.account("modem"):
-            cycles_per_sample = context.cfo_hz / numerology.sample_rate_hz
-            samples = rotate(reception.samples[0], first_sample, -cycles_per_sample)
-            received = demodulate_slots(numerology, samples, history.at(frame_ns), owner)
             received.blocks = {(slot + offset, k): block for (slot, k), block in received.blocks.items()}
             places = set()
             for (slot, k), block in sorted(received.blocks.items()):
@@ -411,6 +423,7 @@ async def client_receive(
                         outcome.complete_ns = numerology.slot_start_ns(frame * slots + slot + 1)
             outcome.snr.add(received)
             outcome.blocks_ok += len(received.blocks)
+            outcome.blocks_combined += len(received.combined)
             outcome.blocks_failed += int(received.attempted.sum()) - len(received.blocks)
             if np.isfinite(received.evm):
                 evms.append(received.evm)

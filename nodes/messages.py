@@ -101,6 +101,7 @@ class NodeSetup(msgspec.Struct, frozen=True):
     learning: LearningSpec
     heartbeat_s: float
     timeout_s: float
+    fidelity: str = "iq"  # a value of radio.fidelity.Fidelity
 
 
 class ModelSpec(msgspec.Struct, frozen=True):
@@ -289,6 +290,7 @@ class ReceptionReport(msgspec.Struct, frozen=True):
     evm: float | None
     complete_ns: int | None
     failure: str
+    blocks_combined: int = 0  # decoded only with an earlier copy
 
 
 class AdaptationState(msgspec.Struct, frozen=True):

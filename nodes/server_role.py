@@ -44,7 +44,7 @@ from nodes.roles import (
 from nodes.sounding import server_sounding
 from nodes.streams import NO_SNR_DB, Incoming, McsHistory, server_receive, subchannel_array
 from nodes.weights import WeightsError
-from radio.adaptation import LinkAdaptation
+from radio.adaptation import LinkAdaptation, TrackedSnr
 from radio.estimation import SoundingEstimate
 from radio.link import SelectiveRepeatReceiver, SelectiveRepeatSender
 from radio.units import db_to_linear
@@ -70,7 +70,9 @@ class ServerRole:
         self.trainer: ServerTrainer | None = None
         self._uplinks = {name: self._adaptation() for name in self.clients}
         num = context.numerology.num_subchannels
-        self._downlinks = {name: ClientDownlink(self._adaptation(), np.zeros(num)) for name in self.clients}
+        self._downlinks = {
+            name: ClientDownlink(self._adaptation(), TrackedSnr.empty(num)) for name in self.clients
+        }
 
     def _adaptation(self) -> LinkAdaptation:
         link = self.context.link
@@ -200,7 +202,8 @@ class ServerRole:
             self._downlinks[name].adaptation.renew()
             heard = np.array(state.snr_db)
             linear = np.asarray(db_to_linear(heard))
-            self._downlinks[name].snr[:] = np.where(heard == NO_SNR_DB, 0.0, linear)
+            measured = np.where(heard == NO_SNR_DB, 0.0, linear)
+            self._downlinks[name].tracked.restart(np.arange(len(measured)), measured)
 
     def _first_mcs(self, client: ClientGrant, estimate: SoundingEstimate) -> NDArray[np.int64]:
         """MCS of a client's subchannels from its sounding, at the PSD that it was granted."""

@@ -10,15 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nodes.context import NodeContext
 from nodes.timeline import Resource
 from radio.drivers.base import RadioConfig
-from radio.estimation import SoundingEstimate, estimate_sounding, sounding_grid
+from radio.estimation import SoundingEstimate
+from radio.modem import SoundingTurn
 from radio.numerology import SOUNDING_SYMBOLS
-from radio.ofdm import grid_to_samples, samples_to_grid
-from radio.rotation import rotate
 
 TARGET_PEAK_DBFS = -6.0
 PEAK_TOLERANCE_DB = 1.5
@@ -52,11 +50,6 @@ def _place(context: NodeContext, times: SoundingTimes, position: int) -> int:
     ) * numerology.slot_samples + turn * SOUNDING_SYMBOLS * numerology.symbol_samples
 
 
-def _peak_dbfs(samples: NDArray[np.complex64]) -> float:
-    peak = max(float(np.max(np.abs(samples.real))), float(np.max(np.abs(samples.imag))), 1e-9)
-    return float(20 * np.log10(peak))
-
-
 async def server_sounding(
     context: NodeContext,
     start_ns: int,
@@ -77,42 +70,37 @@ async def server_sounding(
     """
     numerology = context.numerology
     times = sounding_times(context, start_ns, len(clients))
-    psd = np.array([downlink_psd_w_per_hz])
-    with context.ledger.account("modem"):
-        amplitude = float(context.amplitude(context.name, psd)[0])
-        burst = grid_to_samples(numerology, sounding_grid(numerology, amplitude))
+    downlink_psd = np.array([downlink_psd_w_per_hz])
+    amplitude = float(context.amplitude(context.name, downlink_psd)[0])
     downlink_sample = times.downlink_slot * numerology.slot_samples
-    await context.radio.transmit(
-        burst[None, :], downlink_sample, silent_until=times.end_slot * numerology.slot_samples
+    length = await context.modem.send_sounding(
+        downlink_sample, amplitude, silent_until=times.end_slot * numerology.slot_samples
     )
-    sounding_ns = numerology.samples_to_ns(downlink_sample + len(burst))
+    sounding_ns = numerology.samples_to_ns(downlink_sample + length)
     context.timeline.add(
         "sounding-downlink",
         Resource.TRANSMITTER,
         numerology.samples_to_ns(downlink_sample),
         sounding_ns,
-        samples=len(burst),
+        samples=length,
     )
     first = times.uplink_slot * numerology.slot_samples
     num_samples = (times.end_slot - times.uplink_slot) * numerology.slot_samples
-    reception = await context.radio.receive(num_samples, first, frozenset(clients), context.wait_s)
-    samples = reception.samples[0]
-    estimates = {}
-    with context.ledger.account("modem"):
-        for position, client in enumerate(clients):
-            offset = _place(context, times, position) - first
-            window = samples[offset : offset + len(burst)]
-            sent = np.array([client_psd_w_per_hz[position]])
-            estimates[client] = estimate_sounding(
-                numerology,
-                samples_to_grid(numerology, window),
-                float(context.amplitude(client, sent)[0]),
-            )
+    turns = [
+        SoundingTurn(
+            _place(context, times, position) - first, float(context.amplitude(client, np.array([psd]))[0])
+        )
+        for position, (client, psd) in enumerate(zip(clients, client_psd_w_per_hz, strict=True))
+    ]
+    heard = await context.modem.receive_sounding(
+        first, num_samples, turns, expected=frozenset(clients), timeout_s=context.wait_s
+    )
+    estimates = dict(zip(clients, heard.estimates, strict=True))
     end_ns = numerology.slot_start_ns(times.end_slot)
     context.timeline.add(
         "sounding-uplink", Resource.RECEIVER, numerology.slot_start_ns(times.uplink_slot), end_ns
     )
-    return estimates, _peak_dbfs(samples), end_ns
+    return estimates, heard.peak_dbfs, end_ns
 
 
 async def client_sounding(
@@ -137,23 +125,18 @@ async def client_sounding(
     position = clients.index(context.name)
     own_sample = _place(context, times, position)
     await context.radio.silent_until(own_sample)
-    reception = await context.radio.receive(num_samples, first, frozenset({server}), context.wait_s)
-    samples = reception.samples[0]
-    rate = numerology.sample_rate_hz
-    with context.ledger.account("modem"):
-        corrected = rotate(samples, first, -context.cfo_hz / rate)
-        psd = np.array([downlink_psd_w_per_hz])
-        estimate = estimate_sounding(
-            numerology,
-            samples_to_grid(numerology, corrected),
-            float(context.amplitude(server, psd)[0]),
-        )
-        if estimate.detected:
-            context.cfo_hz += estimate.cfo_hz
-        own = np.array([own_psd_w_per_hz])
-        amplitude = float(context.amplitude(context.name, own)[0])
-        burst = grid_to_samples(numerology, sounding_grid(numerology, amplitude))
-        burst = rotate(burst, own_sample, context.cfo_hz / rate, out=burst)
+    sent = float(context.amplitude(server, np.array([downlink_psd_w_per_hz]))[0])
+    heard = await context.modem.receive_sounding(
+        first,
+        num_samples,
+        [SoundingTurn(0, sent)],
+        expected=frozenset({server}),
+        timeout_s=context.wait_s,
+        cfo_hz=context.cfo_hz,
+    )
+    (estimate,) = heard.estimates
+    if estimate.detected:
+        context.cfo_hz += estimate.cfo_hz
     context.timeline.add(
         "sounding-downlink",
         Resource.RECEIVER,
@@ -162,15 +145,18 @@ async def client_sounding(
         cfo_hz=context.cfo_hz,
     )
     end_sample = times.end_slot * numerology.slot_samples
-    await context.radio.transmit(burst[None, :], own_sample, silent_until=end_sample)
+    amplitude = float(context.amplitude(context.name, np.array([own_psd_w_per_hz]))[0])
+    length = await context.modem.send_sounding(
+        own_sample, amplitude, silent_until=end_sample, cfo_hz=context.cfo_hz
+    )
     context.timeline.add(
         "sounding-uplink",
         Resource.TRANSMITTER,
         numerology.samples_to_ns(own_sample),
-        numerology.samples_to_ns(own_sample + len(burst)),
-        samples=len(burst),
+        numerology.samples_to_ns(own_sample + length),
+        samples=length,
     )
-    return estimate, _peak_dbfs(samples), numerology.slot_start_ns(times.end_slot)
+    return estimate, heard.peak_dbfs, numerology.slot_start_ns(times.end_slot)
 
 
 async def adjust_gain(context: NodeContext, peak_dbfs: float) -> bool:

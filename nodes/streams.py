@@ -26,11 +26,10 @@ from nodes.messages import (
     UplinkIntent,
 )
 from nodes.timeline import Resource
-from radio.adaptation import LinkAdaptation
+from radio.adaptation import LinkAdaptation, TrackedSnr
 from radio.link import SelectiveRepeatReceiver, SelectiveRepeatSender
 from radio.numerology import Numerology
-from radio.phy import UNUSED, ReceivedSlots, block_bytes, demodulate_slots, modulate_slots
-from radio.rotation import rotate
+from radio.phy import UNUSED, ReceivedSlots, block_bytes
 from radio.units import linear_to_db
 
 SNR_STEP_DB = 0.25  # resolution of reported SNRs
@@ -228,16 +227,16 @@ async def client_send(
             blocks = fill_blocks(context, sender, frame, offset, subchannels, mcs)
             used = max(slot for slot, _ in blocks) + 1 - offset
             shifted = {(slot - offset, k): block for (slot, k), block in blocks.items()}
-            samples = modulate_slots(numerology, used, shifted, mcs, amplitude)
-            samples = rotate(samples, at_sample, context.cfo_hz / numerology.sample_rate_hz, out=samples)
         end_sample = (frame + 1) * numerology.frame_samples
-        await context.radio.transmit(samples[None, :], at_sample, silent_until=end_sample)
+        num_samples = await context.modem.send_slots(
+            position, used, shifted, mcs, amplitude, silent_until=end_sample, cfo_hz=context.cfo_hz
+        )
         promised_ns = numerology.samples_to_ns(end_sample)
-        sender.report.airtime_samples += len(samples)
+        sender.report.airtime_samples += num_samples
         sender.report.frames += 1
         if first_sent_ns is None:
             first_sent_ns = numerology.samples_to_ns(at_sample)
-        last_sent_ns = numerology.samples_to_ns(at_sample + len(samples))
+        last_sent_ns = numerology.samples_to_ns(at_sample + num_samples)
         position = (frame + 1) * slots
     if gave_up:
         # The frame that was on its way when the word came occupies its time: no round starts in it.
@@ -304,6 +303,8 @@ class Incoming:
     idle_frames: int = 0
     blocks_ok: int = 0
     blocks_failed: int = 0
+    blocks_combined: int = 0
+    tracked: TrackedSnr = field(default_factory=lambda: TrackedSnr.empty(0))
     snr: SnrAverage = field(default_factory=lambda: SnrAverage.empty(0))
     evm: list[float] = field(default_factory=list)
 
@@ -324,6 +325,7 @@ class Incoming:
             evm=float(np.mean(self.evm)) if self.evm else None,
             complete_ns=self.complete_ns,
             failure=self.failure,
+            blocks_combined=self.blocks_combined,
         )
 
 
@@ -348,12 +350,14 @@ async def server_receive(
     num, slots = numerology.num_subchannels, numerology.slots_per_frame
     for state in incoming.values():
         state.snr = SnrAverage.empty(num)
+        state.tracked = TrackedSnr.empty(num)
     if not any(state.open for state in incoming.values()):
         return
     first_slot = min(state.first_slot for state in incoming.values() if state.open)
     # What lies before was heard as sounding, or by nobody: a receiver asks for each sample once.
     frame, offset = divmod(first_slot, slots)
     first_ns = numerology.slot_start_ns(first_slot)
+    memory = context.modem.new_memory(order.index(name) for name in incoming)
     while any(state.open for state in incoming.values()):
         active = {name: state for name, state in incoming.items() if state.open}
         frame_ns = numerology.frame_start_ns(frame)
@@ -364,17 +368,19 @@ async def server_receive(
             owner[chosen] = order.index(name)
             mcs[chosen] = state.history.at(frame_ns)[chosen]
         position = frame * slots + offset
-        reception = await context.radio.receive(
-            (slots - offset) * numerology.slot_samples,
-            position * numerology.slot_samples,
-            frozenset(name for name in active if name not in context.endpoint.lost),
-            context.wait_s,
+        received = await context.modem.receive_slots(
+            position,
+            slots - offset,
+            mcs,
+            owner,
+            expected=frozenset(name for name in active if name not in context.endpoint.lost),
+            timeout_s=context.wait_s,
+            memory=memory,
         )
         with context.ledger.account("modem"):
-            received = demodulate_slots(numerology, reception.samples[0], mcs, owner)
-            received.blocks = {(slot + offset, k): block for (slot, k), block in received.blocks.items()}
             decoded = {
-                name: _take_blocks(numerology, received, state, frame) for name, state in active.items()
+                name: _take_blocks(numerology, received, state, frame, offset)
+                for name, state in active.items()
             }
             for state in active.values():
                 _note_quality(received, state)
@@ -419,16 +425,20 @@ async def server_receive(
 
 
 def _take_blocks(
-    numerology: Numerology, received: ReceivedSlots, state: Incoming, frame: int
+    numerology: Numerology, received: ReceivedSlots, state: Incoming, frame: int, offset: int
 ) -> set[tuple[int, int]]:
-    """Give a client's decoded blocks to its stream; note the slot that completes it."""
+    """Give a client's decoded blocks to its stream; note the slot that completes it.
+
+    Returns the (slot in frame, subchannel) places; what was received begins with slot ``offset``.
+    """
     mine = set(state.subchannels)
     places = set()
     for (slot, k), block in sorted(received.blocks.items()):
         if k in mine and state.receiver.accept(block):
-            places.add((slot, k))
+            places.add((slot + offset, k))
             if state.complete_ns is None and state.receiver.complete:
-                state.complete_ns = numerology.slot_start_ns(frame * numerology.slots_per_frame + slot + 1)
+                end_slot = frame * numerology.slots_per_frame + slot + offset + 1
+                state.complete_ns = numerology.slot_start_ns(end_slot)
     return places
 
 
@@ -438,6 +448,7 @@ def _note_quality(received: ReceivedSlots, state: Incoming) -> None:
     attempted = received.attempted & mask
     ok = sum(1 for _, k in received.blocks if mask[k])
     state.blocks_ok += ok
+    state.blocks_combined += sum(1 for _, k in received.combined if mask[k])
     state.blocks_failed += int(attempted.sum()) - ok
     state.snr.total += np.where(attempted, received.snr, 0.0).sum(axis=0)
     state.snr.count += attempted.sum(axis=0)
@@ -452,9 +463,19 @@ def _adapt(context: NodeContext, received: ReceivedSlots, state: Incoming) -> ND
     current = state.history.entries[-1][1][chosen]
     if not attempted.any():
         return current
-    ok = sum(1 for _, k in received.blocks if k in state.subchannels)
-    state.adaptation.observe(ok, int(attempted.sum()) - ok)
-    count = np.maximum(attempted.sum(axis=0), 1)
-    snr = np.where(attempted, received.snr[:, chosen], 0.0).sum(axis=0) / count
-    proposal = state.adaptation.choose(snr, context.numerology.block_resource_elements)
-    return np.where(attempted.any(axis=0), proposal, current)
+    state.adaptation.observe_slots(*_outcomes(received, chosen))
+    heard = attempted.any(axis=0)
+    snr = np.where(attempted, received.snr[:, chosen], 0.0).sum(axis=0) / np.maximum(attempted.sum(axis=0), 1)
+    own = np.array(chosen)
+    state.tracked.add(own[heard], snr[heard])
+    proposal = state.adaptation.choose(state.tracked.snr[own], context.numerology.block_resource_elements)
+    return np.where(heard, proposal, current)
+
+
+def _outcomes(received: ReceivedSlots, subchannels: list[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Decoded and failed blocks of each slot in some subchannels, each ``[num_slots]``."""
+    decoded = np.zeros(received.attempted.shape, bool)
+    for place in received.blocks:
+        decoded[place] = True
+    num_ok = decoded[:, subchannels].sum(axis=1)
+    return num_ok, received.attempted[:, subchannels].sum(axis=1) - num_ok

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from radio.mcs import highest_mcs
 from radio.phy import UNUSED
 
-STEP_DB = 0.5  # shift after a frame whose blocks all failed, at a target of 0
+STEP_DB = 0.2  # shift after a slot whose blocks all failed, at a target of 0
 LIMIT_DB = 10.0
 TRUSTED_DB = 1.0  # shift that outlives a new sounding; of what exceeds it, half is forgotten
 
@@ -39,7 +39,7 @@ class LinkAdaptation:
     offset_db: float = 0.0
 
     def observe(self, num_ok: int, num_failed: int) -> None:
-        """Note the blocks of one frame; the shift moves by at most :data:`STEP_DB`."""
+        """Note the blocks of one slot; the shift moves by at most :data:`STEP_DB`."""
         total = num_ok + num_failed
         if total == 0:
             return
@@ -47,11 +47,16 @@ class LinkAdaptation:
         step = STEP_DB * (num_failed / total - self.target_bler)
         self.offset_db = float(np.clip(self.offset_db + step, -LIMIT_DB, LIMIT_DB))
 
+    def observe_slots(self, num_ok: NDArray[np.integer], num_failed: NDArray[np.integer]) -> None:
+        """Note the blocks of consecutive slots, each ``[num_slots]``."""
+        for ok, failed in zip(num_ok.tolist(), num_failed.tolist(), strict=True):
+            self.observe(ok, failed)
+
     def renew(self) -> None:
         """A new sounding is there: what went wrong before it says less about the channel now.
 
-        At a small target the shift falls by ``STEP_DB * target`` per frame only; after a stream that
-        was lost in a fade it would stay careful for hundreds of frames.
+        At a small target the shift falls by ``STEP_DB * target`` per slot only; after a stream that
+        was lost in a fade it would stay careful for hundreds of slots.
         """
         if self.offset_db > TRUSTED_DB:
             self.offset_db = TRUSTED_DB + (self.offset_db - TRUSTED_DB) / 2
@@ -78,3 +83,38 @@ class LinkAdaptation:
         if len(index) and np.all(index == UNUSED):
             index[int(np.argmax(usable))] = 0
         return index
+
+
+LEAST_WEIGHT = 0.3  # of the newest frame: a channel that moves is followed within three frames
+
+
+@dataclass
+class TrackedSnr:
+    """SNR of each subchannel, averaged over the frames of a stream.
+
+    One frame's estimate rests on few pilots where subchannels are narrow, and an MCS chosen from it jumps.
+
+    Attributes
+    ----------
+    snr
+        ``[num_subchannels]`` linear; 0 where there is none yet.
+    num_frames
+        ``[num_subchannels]`` estimates in it.
+    """
+
+    snr: NDArray[np.float64]
+    num_frames: NDArray[np.int64]
+
+    @classmethod
+    def empty(cls, num_subchannels: int) -> TrackedSnr:
+        return cls(np.zeros(num_subchannels), np.zeros(num_subchannels, np.int64))
+
+    def restart(self, subchannels: NDArray[np.int64], snr: NDArray[np.floating]) -> None:
+        """Take what a sounding measured, in place of all that was before."""
+        self.snr[subchannels], self.num_frames[subchannels] = snr, 1
+
+    def add(self, subchannels: NDArray[np.int64], snr: NDArray[np.floating]) -> None:
+        """Average the estimates of one more frame in: plainly at first, then with :data:`LEAST_WEIGHT`."""
+        self.num_frames[subchannels] += 1
+        weight = np.maximum(1.0 / self.num_frames[subchannels], LEAST_WEIGHT)
+        self.snr[subchannels] += weight * (snr - self.snr[subchannels])

@@ -22,16 +22,9 @@ SIGNIFICANCE = 4.5  # standard deviations by which copies must agree more than s
 
 
 class SoftMemory:
-    """Soft bits of the failed blocks of one stream.
-
-    Attributes
-    ----------
-    blocks_combined
-        Blocks that were decoded only after their copies had been added.
-    """
+    """Soft bits of the failed blocks of one stream."""
 
     def __init__(self) -> None:
-        self.blocks_combined = 0
         self._failed: dict[int, list[NDArray[np.int8]]] = {}  # by MCS, oldest first
         self._order: list[int] = []  # MCS of each kept block, oldest first
         self._kept_bits = 0

@@ -166,6 +166,8 @@ class ReceivedSlots:
         points, over decoded blocks; NaN when there are none.
     iterations
         Decoder iterations, summed over blocks.
+    combined
+        (slot, subchannel) places of blocks that were decoded only with an earlier copy of theirs.
     """
 
     blocks: dict[tuple[int, int], bytes]
@@ -174,6 +176,7 @@ class ReceivedSlots:
     noise_power: NDArray[np.float32]
     evm: float
     iterations: int
+    combined: set[tuple[int, int]] = field(default_factory=set)
 
 
 def demodulate_slots(
@@ -226,7 +229,8 @@ def demodulate_slots(
     for group, outcome in zip(groups, outcomes, strict=True):
         decoded = outcome.decoded
         if memory:
-            _combine(block_code(numerology, group.mcs_index), group, outcome, owner, memory)
+            code = block_code(numerology, group.mcs_index)
+            result.combined |= _combine(code, group, outcome, owner, memory)
         result.iterations += int(decoded.iterations.sum())
         result.attempted[group.slots[decoded.ok], group.subchannels[decoded.ok]] = True
         result.blocks.update(outcome.blocks)
@@ -276,9 +280,10 @@ def _combine(
     outcome: _Outcome,
     owner: NDArray[np.int64],
     memory: Mapping[int, SoftMemory],
-) -> None:
-    """Decode failed blocks together with their earlier copies; keep what still fails."""
+) -> set[tuple[int, int]]:
+    """Decode failed blocks with their earlier copies, keep what still fails; return places of successes."""
     decoded = outcome.decoded
+    combined = set()
     for row in np.flatnonzero(~decoded.ok).tolist():
         kept = memory.get(int(owner[group.subchannels[row]]))
         if kept is None:
@@ -293,10 +298,11 @@ def _combine(
         if again.ok[0]:
             decoded.payload[row], decoded.ok[row] = again.payload[0], True
             outcome.take_blocks(group, row, row + 1)
-            kept.blocks_combined += 1
+            combined.add((int(group.slots[row]), int(group.subchannels[row])))
             kept.forget(group.mcs_index, position)
         else:
             kept.replace(group.mcs_index, position, total)
+    return combined
 
 
 class SoftBlocks(NamedTuple):

@@ -64,6 +64,13 @@ class Burst(Word, tag="burst", frozen=True):
     silent_until: SampleIndex = 0
 
 
+class SlotBurst(Word, tag="slots", frozen=True):
+    """A burst of blocks, which a second frame holds (:mod:`radio.block_words`)."""
+
+    first_sample: SampleIndex
+    silent_until: SampleIndex = 0
+
+
 class SilentUntil(Word, tag="silent", frozen=True):
     sample: SampleIndex
 
@@ -83,12 +90,28 @@ class Request(Word, tag="request", frozen=True):
     expected: tuple[str, ...]
 
 
+class SlotsRequest(Word, tag="request-slots", frozen=True):
+    """A window of slots; what is expected in them stands in a second frame."""
+
+    request_id: int
+    first_sample: SampleIndex
+    num_samples: SampleCount
+    expected: tuple[str, ...]
+
+
 class Samples(Word, tag="samples", frozen=True):
     request_id: int
     first_sample: SampleIndex
     num_samples: SampleCount
     ring_offset: RingOffset
     clipped_samples: int
+
+
+class Slots(Word, tag="received-slots", frozen=True):
+    """Answer to :class:`SlotsRequest`, with a second frame."""
+
+    request_id: int
+    first_sample: SampleIndex
 
 
 class Event(Word, tag="event", frozen=True):
@@ -137,11 +160,14 @@ AnyWord = (
     Attach
     | Attached
     | Burst
+    | SlotBurst
     | SilentUntil
     | StandDown
     | SetGain
     | Request
+    | SlotsRequest
     | Samples
+    | Slots
     | Event
     | Refused
     | Detach

@@ -54,6 +54,9 @@ def run(
         str | None, typer.Option(help="what predicts each round: twin, or paper (its formula)")
     ] = None,
     compute: Annotated[str | None, typer.Option(help="measured or modelled compute time")] = None,
+    fidelity: Annotated[
+        str | None, typer.Option(help="emulated radio: iq (samples), or blocks (drawn errors, for long runs)")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -87,6 +90,7 @@ def run(
             "scenario": scenario,
             "model": model,
             "compute": compute,
+            "fidelity": fidelity,
         },
     )
     with RunProgress(config.experiment.rounds) as progress:
@@ -118,6 +122,7 @@ def run(
             "clock": config.lab.clock.kind,
             "compute": config.experiment.compute.value,
             "radio": config.lab.radio.driver,
+            "fidelity": config.lab.radio.fidelity.value,
         }
         sys.stdout.write(msgspec.json.encode(summary).decode() + "\n")
         sys.stdout.flush()
@@ -183,6 +188,9 @@ def compare(
     seeds: Annotated[int, typer.Option(min=2, help="number of seeds, from 1 on")] = 10,
     rounds: Annotated[int | None, typer.Option(help="rounds of each run")] = None,
     compute: Annotated[str | None, typer.Option(help="measured or modelled compute time")] = None,
+    fidelity: Annotated[
+        str | None, typer.Option(help="emulated radio: iq (samples), or blocks (drawn errors, for long runs)")
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="any key")] = None,
     json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
@@ -204,6 +212,7 @@ def compare(
             "allocator": policy,
             "scenario": scenario,
             "compute": compute,
+            "fidelity": fidelity,
         }
         return load(experiment, lab, preset, overrides=set_ or [], environ=os.environ, flags=flags)
 

@@ -79,6 +79,7 @@ class Comparison:
     scenario: str | None
     compute: str
     radio: str
+    fidelity: str  # of the emulated radio: samples, or blocks
     clock: str
     channel_by_round: bool
     unlike_rounds: int
@@ -206,6 +207,7 @@ def compare(
         scenario=scenario.name if scenario else None,
         compute=config.experiment.compute.value,
         radio=config.lab.radio.driver,
+        fidelity=config.lab.radio.fidelity.value,
         clock=config.lab.clock.kind,
         channel_by_round=_by_round(config),
         unlike_rounds=sum(

@@ -29,7 +29,8 @@ def render(comparison: Comparison) -> str:
     console = Console(file=buffer, width=WIDTH, highlight=False, markup=False, color_system=None)
     seeds = sorted({run.seed for run in comparison.runs})
     console.print(
-        f"scenario {comparison.scenario or 'none'}, {comparison.radio} radio, {comparison.clock} time, "
+        f"scenario {comparison.scenario or 'none'}, {comparison.radio} radio, "
+        f"{comparison.fidelity} fidelity, {comparison.clock} time, "
         f"{comparison.compute} compute time, {len(seeds)} seeds, {comparison.runs[0].rounds} rounds each"
     )
     table = Table()

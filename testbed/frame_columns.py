@@ -91,6 +91,7 @@ RECEPTIONS: Columns = {
     "blocks_ok": COUNT,
     "blocks_failed": COUNT,
     "blocks_refused": COUNT,
+    "blocks_combined": COUNT,
     "mean_snr_db": ("dB", "float64"),
     "subchannel_snr_db": ("dB", "object"),
     "evm": NUMBER,

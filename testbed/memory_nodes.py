@@ -11,7 +11,8 @@ from nodes.agent import Agent
 from nodes.messages import NodeSetup
 from nodes.process import use_one_thread
 from nodes.transport.wire import MemoryHub
-from radio.air.core import AirCore, AirParameters
+from radio.air.blocks import make_air
+from radio.air.core import AirParameters
 from radio.drivers.emulated import EmulatedRadio, InMemoryAir
 from radio.events import Observer
 from radio.ledger import CpuLedger
@@ -28,7 +29,7 @@ class MemoryNodes:
         self._hub = hub
         self.air_ledger = CpuLedger()
         self._air = InMemoryAir(
-            lambda observer: AirCore(air, observer), lambda: self.air_ledger.account("air")
+            lambda observer: make_air(air, observer), lambda: self.air_ledger.account("air")
         )
         self._agents: dict[str, Agent] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}

@@ -31,6 +31,7 @@ def write_start_document(writer: RunWriter, config: ResolvedConfig, run: str, tr
             "seed": experiment.seed,
             "config_hash": config_hash(config),
             "radio": lab.radio.driver,
+            "fidelity": lab.radio.fidelity.value,
             "environment": lab.environment,
             "clock": lab.clock.kind,
             "slow_motion": lab.clock.slow_motion,

@@ -41,8 +41,9 @@ def draw_run(run: Run, path: Path) -> Path:
         _draw_latency(figure.add_subplot(grid[1, 1]), run)
         _draw_assignment(figure.add_subplot(grid[1, 2]), run)
         start = run.start
+        fidelity = f", {start['fidelity']} fidelity" if start.get("fidelity") else ""
         figure.suptitle(
-            f"{start['experiment']} on lab {start['lab']}: {start['radio']} radio, {start['clock']} time, "
+            f"{start['experiment']} on lab {start['lab']}: {start['radio']} radio{fidelity}, {start['clock']} time, "
             f"{start['compute']} compute time, seed {start['seed']}",
             fontsize=10,
         )

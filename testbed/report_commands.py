@@ -81,7 +81,7 @@ def list_(
             entry.policy or "-",
             entry.scenario or "-",
             "-" if entry.seed is None else str(entry.seed),
-            f"{entry.radio or '-'}, {entry.clock or '-'} time, {entry.compute or '-'} compute",
+            f"{entry.radio or '-'}{f' {entry.fidelity}' if entry.fidelity else ''}, {entry.clock or '-'} time, {entry.compute or '-'} compute",
         )
         for entry in found
     ]

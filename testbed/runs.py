@@ -39,6 +39,7 @@ class RunSummary:
     words: str
     started_wall_s: float | None = None
     radio: str | None = None
+    fidelity: str | None = None  # of an emulated radio; older records name none: they are iq
     clock: str | None = None
     compute: str | None = None
     policy: str | None = None
@@ -124,6 +125,7 @@ def summary_of(run: Run) -> RunSummary:
         words="no last words: it still runs, or was killed" if stop is None else stop.get("words", ""),
         started_wall_s=start.get("started_wall_s"),
         radio=start.get("radio"),
+        fidelity=start.get("fidelity"),
         clock=start.get("clock"),
         compute=start.get("compute"),
         policy=start.get("policy") or allocator.get("name"),

@@ -13,15 +13,18 @@ from nodes.messages import (
     NumerologySpec,
     PortSpec,
 )
+from radio.air.block_limits import unsupported_by_blocks
 from radio.air.channel import FadingProfile, LinkParameters
 from radio.air.core import AirParameters, PortParameters
 from radio.air.front_end import PortImpairments, ReceiverImpairments, TransmitterImpairments
 from radio.air.interference import Interference
 from radio.air.oscillator import PhaseNoise
 from radio.air.process import AirSetup
+from radio.fidelity import Fidelity
 from radio.numerology import Numerology
 from radio.units import dbm_to_watt, seconds_to_ns, watt_to_dbm
 from testbed.config.schema import Experiment, Fading, Impairments, Lab, Processor, Scenario
+from testbed.errors import LabError
 from testbed.scenario import resolve_scenario
 
 RX_FULL_SCALE_DBM = 0.0  # of the emulated front ends, at a receiver gain of 0 dB
@@ -60,7 +63,13 @@ def ports_of(experiment: Experiment, lab: Lab) -> tuple[PortSpec, ...]:
 
 
 def air_setup(experiment: Experiment, lab: Lab) -> AirSetup:
-    """The emulated air of a lab; with :func:`node_setup` the only place where hidden truth is read."""
+    """The emulated air of a lab; with :func:`node_setup` the only place where hidden truth is read.
+
+    Raises
+    ------
+    LabError
+        The lab asks for blocks fidelity and has something that it cannot represent.
+    """
     numerology = numerology_of(experiment)
     ports = tuple(
         PortParameters(
@@ -98,15 +107,23 @@ def air_setup(experiment: Experiment, lab: Lab) -> AirSetup:
             )
             for transmitter, receiver, sign in ends
         )
+    parameters = AirParameters(
+        experiment.seed,
+        numerology.sample_rate_hz,
+        numerology.slot_samples,
+        ports,
+        tuple(links),
+        interference_of(lab),
+        fidelity=lab.radio.fidelity,
+        numerology=numerology,
+    )
+    if lab.radio.fidelity is Fidelity.BLOCKS and (refused := unsupported_by_blocks(parameters)):
+        raise LabError(
+            f"lab {lab.name} asks for radio.fidelity: blocks, which cannot represent {'; '.join(refused)}; "
+            "take iq, or leave these out"
+        )
     return AirSetup(
-        AirParameters(
-            experiment.seed,
-            numerology.sample_rate_hz,
-            numerology.slot_samples,
-            ports,
-            tuple(links),
-            interference_of(lab),
-        ),
+        parameters,
         numerology.frame_samples,
         shared_memory=lab.radio.plane != "network",
     )
@@ -225,4 +242,5 @@ def node_setup(
         ),
         heartbeat_s=lab.control.heartbeat_s,
         timeout_s=lab.control.timeout_s,
+        fidelity=lab.radio.fidelity.value,
     )

@@ -20,6 +20,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +30,11 @@ from radio.air.front_end import IDEAL, FrontEnd, PortImpairments
 from radio.air.interference import Interference, Interferer
 from radio.air.kernels import add_link, receive_convert, transmit_convert
 from radio.air.noise import fill_noise, noise_key
+from radio.block_words import SlotBurst, SlotReception, SlotRequest
 from radio.errors import GapError, LateBurstError, LateRoundError, RadioConfigurationError
 from radio.events import Observer, RadioEvent, RadioEventKind, ignore
+from radio.fidelity import Fidelity
+from radio.numerology import Numerology
 from radio.units import db_to_linear, thermal_noise_w_per_hz
 
 MAX_GAIN_DB = 400.0
@@ -64,7 +68,13 @@ class PortParameters:
 
 @dataclass(frozen=True)
 class AirParameters:
-    """The whole emulated air; everything in it but the ports' names is hidden truth."""
+    """The whole emulated air; everything in it but the ports' names is hidden truth.
+
+    Attributes
+    ----------
+    numerology
+        The resource grid that an air of ``blocks`` fidelity works on; others need none.
+    """
 
     seed: int
     sample_rate_hz: float
@@ -72,6 +82,8 @@ class AirParameters:
     ports: tuple[PortParameters, ...]
     links: tuple[LinkParameters, ...]
     interference: tuple[Interference, ...] = ()
+    fidelity: Fidelity = Fidelity.IQ
+    numerology: Numerology | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,7 @@ class WindowRequest:
     first_sample: int
     num_samples: int
     expected: frozenset[str]
+    slots: SlotRequest | None = None  # air of ``blocks`` fidelity only: these in place of samples
 
 
 @dataclass
@@ -90,14 +103,32 @@ class Window:
     receiver: str
     request_id: int
     first_sample: int
-    samples: NDArray[np.complex64]  # [num_samples]
+    samples: NDArray[np.complex64]  # [num_samples]; none where it is one of slots
     clipped_samples: int
+    slots: SlotReception | None = None  # air of ``blocks`` fidelity only
+
+
+class Burst(Protocol):
+    """What a port radiates from an absolute sample index on."""
+
+    @property
+    def first_sample(self) -> int: ...
+
+    @property
+    def samples(self) -> NDArray[np.float32]:
+        """``[2, num_samples]``, real and imaginary parts after the converter."""
+
+    @property
+    def num_samples(self) -> int: ...
+
+    @property
+    def end(self) -> int: ...
 
 
 @dataclass
 class _Burst:
     first_sample: int
-    samples: NDArray[np.float32]  # [2, num_samples], real and imaginary parts after the converter
+    samples: NDArray[np.float32]
 
     @property
     def num_samples(self) -> int:
@@ -121,7 +152,7 @@ class _Port:
     standing_down: bool = True
     heard_until: int = 0
     dropped_until: int = 0
-    bursts: deque[_Burst] = field(default_factory=deque)
+    bursts: deque[Burst] = field(default_factory=deque)
     requests: deque[WindowRequest] = field(default_factory=deque)
 
 
@@ -204,8 +235,7 @@ class AirCore:
         LateBurstError
             The burst overlaps what this port has spoken for or what a receiver has already heard.
         """
-        port = self._port(name)
-        self._check_order(port, first_sample, "burst")
+        port = self._accept(name, first_sample)
         if not port.parameters.muted and len(samples):
             # Kernels know contiguous writable arrays only; a burst out of a message is neither.
             source = np.require(samples, np.complex64, ("C", "W"))
@@ -215,11 +245,37 @@ class AirCore:
                 self._observe(RadioEvent(RadioEventKind.CLIPPED, name, first_sample, clipped, "transmitter"))
             if not port.front_end.sends_ideally:
                 port.front_end.send(converted, first_sample)
-            port.bursts.append(_Burst(first_sample, converted))
-            self._drop_old(port)
-        port.spoken_until = max(first_sample + len(samples), silent_until)
+            self._keep(port, _Burst(first_sample, converted))
+        return self._spoken(port, max(first_sample + len(samples), silent_until))
+
+    def _accept(self, name: str, first_sample: int) -> _Port:
+        """The port that may send a burst from this sample on."""
+        port = self._port(name)
+        self._check_order(port, first_sample, "burst")
+        return port
+
+    def _keep(self, port: _Port, burst: Burst) -> None:
+        port.bursts.append(burst)
+        self._drop_old(port)
+
+    def _spoken(self, port: _Port, until: int) -> list[Window]:
+        port.spoken_until = until
         port.standing_down = False
         return self._advance()
+
+    def burst_of_slots(
+        self, name: str, first_sample: int, burst: SlotBurst, silent_until: int = 0
+    ) -> list[Window]:
+        """Radiate blocks; as :meth:`burst`, on an air of ``blocks`` fidelity.
+
+        Raises
+        ------
+        RadioConfigurationError
+            This air carries samples.
+        """
+        raise RadioConfigurationError(
+            f"{name} sends blocks on an air that carries samples (radio.fidelity: iq)"
+        )
 
     def silent_until(self, name: str, sample: int) -> list[Window]:
         """Promise to radiate nothing before an absolute sample index."""
@@ -284,6 +340,8 @@ class AirCore:
             The window begins before samples that are no longer kept.
         """
         port = self._port(request.receiver)
+        if request.slots is not None:
+            self._check_slots(request)
         port.listening = True
         for link in self._heard_by[request.receiver]:
             source = self._port(link.parameters.transmitter)
@@ -297,6 +355,11 @@ class AirCore:
                 )
         port.requests.append(request)
         return self._advance()
+
+    def _check_slots(self, request: WindowRequest) -> None:
+        raise RadioConfigurationError(
+            f"{request.receiver} asks for blocks on an air that carries samples (radio.fidelity: iq)"
+        )
 
     def _check_order(self, port: _Port, first_sample: int, what: str) -> None:
         name = port.parameters.name

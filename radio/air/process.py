@@ -17,13 +17,13 @@ import sys
 import time
 
 import msgspec
-import numpy as np
 import zmq
-from numpy.typing import NDArray
 
 from radio import plane
-from radio.air.core import AirCore, AirParameters, Window
-from radio.drivers.emulated import apply_word
+from radio.air.blocks import make_air
+from radio.air.core import AirParameters, Window
+from radio.block_words import decode_burst, decode_request, encode_reception
+from radio.drivers.emulated import Content, apply_word
 from radio.errors import LateBurstError, PlaneError, RadioError
 from radio.event_loop import run
 from radio.events import RadioEvent
@@ -81,7 +81,7 @@ class AirServer:
         self._ports: dict[str, _Port] = {}
         self._notes: list[RadioEvent] = []
         self._ledger = CpuLedger()
-        self._core = AirCore(setup.parameters, self._notes.append)
+        self._core = make_air(setup.parameters, self._notes.append)
         self._ring_samples = RING_FRAMES * setup.frame_samples
         self._socket = LoopSocket(socket, self._take)
 
@@ -129,19 +129,28 @@ class AirServer:
         port = self._ports.get(name)
         if port is None:
             raise PlaneError(f"{name!r} has not attached")
-        samples: NDArray[np.complex64] | None = None
-        if isinstance(word, plane.Burst):
-            if word.ring_offset == plane.INLINE:
-                samples = plane.samples_from_bytes(frames[2] if len(frames) > 2 else b"", word.num_samples)
-            elif port.tx is not None:
-                with self._ledger.account("air"):
-                    samples = port.tx.read(word.ring_offset, word.num_samples)
-            else:
-                raise PlaneError("a burst in shared memory that was not offered")
         with self._ledger.account("air"):
-            windows = apply_word(self._core, name, word, samples)
+            content = self._content(port, word, frames[2] if len(frames) > 2 else b"")
+            windows = apply_word(self._core, name, word, content)
         for window in windows:
             self._deliver(window)
+
+    def _content(self, port: _Port, word: plane.AnyWord, body: bytes) -> Content | None:
+        """What goes along with a word, from its second frame or from shared memory."""
+        if isinstance(word, plane.Burst):
+            if word.ring_offset == plane.INLINE:
+                return plane.samples_from_bytes(body, word.num_samples)
+            if port.tx is None:
+                raise PlaneError("a burst in shared memory that was not offered")
+            return port.tx.read(word.ring_offset, word.num_samples)
+        if isinstance(word, plane.SlotBurst | plane.SlotsRequest):
+            numerology = self._setup.parameters.numerology
+            if numerology is None:
+                raise PlaneError("blocks on an air that carries samples (radio.fidelity: iq)")
+            if isinstance(word, plane.SlotBurst):
+                return decode_burst(body, numerology)
+            return decode_request(body, numerology)
+        return None
 
     def _attach(self, identity: bytes, word: plane.Attach) -> None:
         if word.format != plane.PLANE_FORMAT:
@@ -171,6 +180,12 @@ class AirServer:
     def _deliver(self, window: Window) -> None:
         port = self._ports.get(window.receiver)
         if port is None:
+            return
+        if window.slots is not None:
+            with self._ledger.account("air"):
+                body = encode_reception(window.slots)
+            slots = plane.Slots(window.request_id, window.first_sample)
+            self._socket.send([port.identity, plane.encode_word(slots), body])
             return
         with self._ledger.account("air"):
             offset = port.rx.write(window.samples) if port.rx is not None else plane.INLINE

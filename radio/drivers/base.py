@@ -14,6 +14,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from radio.block_words import SlotBurst, SlotReception, SlotRequest
+
 
 class TimestampSource(str, Enum):
     HOST = "host"
@@ -29,6 +31,9 @@ class Capabilities:
     ----------
     common_timing
         All radios of the lab share a sample clock to within the cyclic prefix, so OFDMA works.
+    slots
+        It can carry blocks in place of samples (:class:`SlotRadio`): an emulated air of ``blocks``
+        fidelity.
     """
 
     driver: str
@@ -38,6 +43,7 @@ class Capabilities:
     max_sample_rate_hz: float
     rx_gain_range_db: tuple[float, float]
     num_channels: int = 1
+    slots: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,3 +140,26 @@ class Radio(Protocol):
         RadioLostError
             The device is gone.
         """
+
+
+class SlotRadio(Radio, Protocol):
+    """A radio that also carries blocks as such."""
+
+    async def transmit_slots(self, burst: SlotBurst, at_sample: int, silent_until: int | None = None) -> None:
+        """Radiate the blocks of slots, of which the first begins at a sample index.
+
+        Raises
+        ------
+        LateBurstError
+            That index has passed.
+        """
+
+    async def receive_slots(
+        self,
+        request: SlotRequest,
+        at_sample: int,
+        num_samples: int,
+        expected: frozenset[str] = frozenset(),
+        timeout_s: float = 30.0,
+    ) -> SlotReception:
+        """What slots held, of which the first begins at a sample index; as :meth:`receive`."""

@@ -14,6 +14,14 @@ from numpy.typing import NDArray
 
 from radio import plane
 from radio.air.core import AirCore, Window, WindowRequest
+from radio.block_words import (
+    SlotBurst,
+    SlotReception,
+    SlotRequest,
+    decode_reception,
+    encode_burst,
+    encode_request,
+)
 from radio.drivers.base import Capabilities, RadioConfig, Reception, TimestampSource
 from radio.errors import (
     LateBurstError,
@@ -29,14 +37,19 @@ from radio.loop_socket import LoopSocket
 RX_GAIN_RANGE_DB = (-3.0, 150.0)
 
 
+Content = NDArray[np.complex64] | SlotBurst | SlotRequest  # of a word
+
+
 class AirConnection(Protocol):
     """How one port talks to the air."""
 
     async def attach(self) -> None: ...
 
-    async def say(self, word: plane.Word, samples: NDArray[np.complex64] | None = None) -> None: ...
+    async def say(self, word: plane.Word, content: Content | None = None) -> None: ...
 
-    async def window(self, request: plane.Request) -> Window: ...
+    async def window(
+        self, request: plane.Request | plane.SlotsRequest, slots: SlotRequest | None = None
+    ) -> Window: ...
 
     async def detach(self) -> None: ...
 
@@ -59,6 +72,7 @@ class EmulatedRadio:
         min_sample_rate_hz=1e3,
         max_sample_rate_hz=1e9,
         rx_gain_range_db=RX_GAIN_RANGE_DB,
+        slots=True,
     )
 
     def __init__(self, connection: AirConnection, sample_rate_hz: float) -> None:
@@ -133,14 +147,40 @@ class EmulatedRadio:
             )
         self._next_request += 1
         request = plane.Request(self._next_request, at_sample, num_samples, tuple(sorted(expected)))
-        try:
-            window = await asyncio.wait_for(self._connection.window(request), timeout_s)
-        except (TimeoutError, asyncio.TimeoutError):
-            raise RadioTimeoutError(
-                f"no samples {at_sample}..{at_sample + num_samples} within {timeout_s} s; "
-                f"expected to speak: {', '.join(sorted(expected)) or 'nobody'}"
-            ) from None
+        window = await self._window(request, None, timeout_s)
         return Reception(window.samples[None, :], window.first_sample, 0.0, window.clipped_samples)
+
+    async def transmit_slots(self, burst: SlotBurst, at_sample: int, silent_until: int | None = None) -> None:
+        self._check_started()
+        await self._connection.say(plane.SlotBurst(at_sample, silent_until or 0), burst)
+
+    async def receive_slots(
+        self,
+        request: SlotRequest,
+        at_sample: int,
+        num_samples: int,
+        expected: frozenset[str] = frozenset(),
+        timeout_s: float = 30.0,
+    ) -> SlotReception:
+        self._check_started()
+        self._next_request += 1
+        word = plane.SlotsRequest(self._next_request, at_sample, num_samples, tuple(sorted(expected)))
+        window = await self._window(word, request, timeout_s)
+        if window.slots is None:
+            raise PlaneError(f"the air answered slots from sample {at_sample} on with samples")
+        return window.slots
+
+    async def _window(
+        self, request: plane.Request | plane.SlotsRequest, slots: SlotRequest | None, timeout_s: float
+    ) -> Window:
+        try:
+            return await asyncio.wait_for(self._connection.window(request, slots), timeout_s)
+        except (TimeoutError, asyncio.TimeoutError):
+            first, end = request.first_sample, request.first_sample + request.num_samples
+            raise RadioTimeoutError(
+                f"no samples {first}..{end} within {timeout_s} s; "
+                f"expected to speak: {', '.join(request.expected) or 'nobody'}"
+            ) from None
 
     def _check_started(self) -> None:
         if not self._started:
@@ -198,14 +238,16 @@ class InMemoryConnection:
     async def attach(self) -> None:
         self._air.core.attach(self._port)
 
-    async def say(self, word: plane.Word, samples: NDArray[np.complex64] | None = None) -> None:
+    async def say(self, word: plane.Word, content: Content | None = None) -> None:
         with self._air.account():
-            self._air.deliver(apply_word(self._air.core, self._port, word, samples))
+            self._air.deliver(apply_word(self._air.core, self._port, word, content))
 
-    async def window(self, request: plane.Request) -> Window:
+    async def window(
+        self, request: plane.Request | plane.SlotsRequest, slots: SlotRequest | None = None
+    ) -> Window:
         future = self._air.wait(self._port, request.request_id)
         with self._air.account():
-            self._air.deliver(apply_word(self._air.core, self._port, request, None))
+            self._air.deliver(apply_word(self._air.core, self._port, request, slots))
         try:
             return await future
         finally:
@@ -216,14 +258,16 @@ class InMemoryConnection:
         self._air.deliver(self._air.core.detach(self._port))
 
 
-def apply_word(
-    core: AirCore, port: str, word: plane.Word, samples: NDArray[np.complex64] | None
-) -> list[Window]:
-    """Let the air hear one word of a port; return the windows that it settles."""
+def apply_word(core: AirCore, port: str, word: plane.Word, content: Content | None) -> list[Window]:
+    """Let the air hear one word of a port, with what goes along; return the windows that it settles."""
     if isinstance(word, plane.Burst):
-        if samples is None or len(samples) != word.num_samples:
+        if not isinstance(content, np.ndarray) or len(content) != word.num_samples:
             raise PlaneError("a burst without its samples")
-        return core.burst(port, word.first_sample, samples, word.silent_until)
+        return core.burst(port, word.first_sample, content, word.silent_until)
+    if isinstance(word, plane.SlotBurst):
+        if not isinstance(content, SlotBurst):
+            raise PlaneError("a burst of slots without its blocks")
+        return core.burst_of_slots(port, word.first_sample, content, word.silent_until)
     if isinstance(word, plane.SilentUntil):
         return core.silent_until(port, word.sample)
     if isinstance(word, plane.StandDown):
@@ -231,12 +275,15 @@ def apply_word(
     if isinstance(word, plane.SetGain):
         core.set_rx_gain(port, word.rx_gain_db)
         return []
-    if isinstance(word, plane.Request):
+    if isinstance(word, plane.Request | plane.SlotsRequest):
         if not 0 < word.num_samples <= plane.MAX_BURST_SAMPLES:
             raise PlaneError(f"a window of {word.num_samples} samples is empty or too long")
+        slots = content if isinstance(content, SlotRequest) else None
+        if slots is None and isinstance(word, plane.SlotsRequest):
+            raise PlaneError("a request for slots that does not say what is expected in them")
         return core.request(
             WindowRequest(
-                port, word.request_id, word.first_sample, word.num_samples, frozenset(word.expected)
+                port, word.request_id, word.first_sample, word.num_samples, frozenset(word.expected), slots
             )
         )
     raise PlaneError(f"{type(word).__name__} is nothing that a radio says")
@@ -274,6 +321,7 @@ class ZmqConnection:
         self._tx: plane.SampleRing | None = None
         self._rx: plane.SampleRing | None = None
         self._waiting: dict[int, asyncio.Future[Window]] = {}
+        self._shapes: dict[int, tuple[int, int]] = {}  # slots and subchannels that were asked for
         self._attached: asyncio.Future[plane.Attached] | None = None
         self._failure: RadioError | None = None
 
@@ -318,27 +366,39 @@ class ZmqConnection:
             # Tell the air not to put windows into a ring that nobody reads.
             self._socket.send([plane.encode_word(plane.Attach(self._port, ""))])
 
-    async def say(self, word: plane.Word, samples: NDArray[np.complex64] | None = None) -> None:
+    async def say(self, word: plane.Word, content: Content | None = None) -> None:
         socket = self._check()
-        if isinstance(word, plane.Burst) and samples is not None:
+        if isinstance(word, plane.Burst) and isinstance(content, np.ndarray):
             with self._account():
-                offset = self._tx.write(samples) if self._tx is not None else plane.INLINE
+                offset = self._tx.write(content) if self._tx is not None else plane.INLINE
             word = plane.Burst(word.first_sample, word.num_samples, offset, word.silent_until)
             if offset == plane.INLINE:
-                frames = [plane.encode_word(word), np.ascontiguousarray(samples, np.complex64).tobytes()]
+                frames = [plane.encode_word(word), np.ascontiguousarray(content, np.complex64).tobytes()]
                 socket.send(frames)
                 return
+        if isinstance(content, SlotBurst):
+            with self._account():
+                frames = [plane.encode_word(word), encode_burst(content)]
+            socket.send(frames)
+            return
         socket.send([plane.encode_word(word)])
 
-    async def window(self, request: plane.Request) -> Window:
+    async def window(
+        self, request: plane.Request | plane.SlotsRequest, slots: SlotRequest | None = None
+    ) -> Window:
         socket = self._check()
         future: asyncio.Future[Window] = asyncio.get_running_loop().create_future()
         self._waiting[request.request_id] = future
+        frames = [plane.encode_word(request)]
+        if slots is not None:
+            self._shapes[request.request_id] = (slots.num_slots, len(slots.mcs_index))
+            frames.append(encode_request(slots))
         try:
-            socket.send([plane.encode_word(request)])
+            socket.send(frames)
             return await future
         finally:
             self._waiting.pop(request.request_id, None)
+            self._shapes.pop(request.request_id, None)
 
     async def detach(self) -> None:
         if self._socket is not None and self._failure is None:
@@ -383,6 +443,16 @@ class ZmqConnection:
             if future is not None and not future.done():
                 future.set_result(
                     Window(self._port, word.request_id, word.first_sample, samples, word.clipped_samples)
+                )
+        elif isinstance(word, plane.Slots):
+            future = self._waiting.get(word.request_id)
+            shape = self._shapes.get(word.request_id)
+            if future is not None and not future.done() and shape is not None:
+                with self._account():
+                    slots = decode_reception(frames[1] if len(frames) > 1 else b"", *shape)
+                none = np.empty(0, np.complex64)
+                future.set_result(
+                    Window(self._port, word.request_id, word.first_sample, none, slots.clipped_samples, slots)
                 )
         elif isinstance(word, plane.Event):
             kind = RadioEventKind(word.kind)

@@ -46,7 +46,12 @@ RESOLVED_FORMAT = "resolved/1"
 ENVIRONMENT_PREFIXES = {"TESTBED__": "experiment", "TESTBED_LAB__": "lab"}
 # Options of their own on the command line, and the keys that they set.
 FLAG_KEYS = MappingProxyType(
-    {"allocator": "allocator.name", "scenario": "lab.scenario", "model": "prediction.model"}
+    {
+        "allocator": "allocator.name",
+        "fidelity": "lab.radio.fidelity",
+        "model": "prediction.model",
+        "scenario": "lab.scenario",
+    }
 )
 
 _ROOTS: dict[str, type[BaseModel]] = {"experiment": Experiment, "lab": Lab}

@@ -13,6 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from radio.fidelity import Fidelity
+
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
@@ -222,6 +224,7 @@ class Server(Section):
 
 class EmulatedRadio(Section):
     driver: Literal["emulated"] = "emulated"
+    fidelity: Fidelity = Fidelity.IQ  # samples, or blocks whose errors are drawn from measured curves
     antenna_gain_db: FiniteFloat = 10.0  # G, both ends together
     noise_figure_db: NonNegativeFloat = 7.0
     converter_bits: Annotated[int, Field(ge=4, le=16)] = 12

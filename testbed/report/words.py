@@ -15,6 +15,7 @@ from testbed.runs import section
 # Radio driver: what it is, and whether anything was really radiated.
 RADIOS = {
     "emulated": "the emulated radio (real modem and IQ samples through a channel emulator; nothing was radiated)",
+    "emulated, blocks": "the emulated radio in blocks fidelity (block errors drawn from the decoder's measured curves, samples only for soundings; nothing was radiated)",
     "replay": "replayed IQ recordings (nothing was radiated)",
     "pluto": "ADALM-PLUTO radios",
     "virtual-pluto": "a virtual PLUTO (the driver's protocol without its hardware; nothing was radiated)",
@@ -44,7 +45,7 @@ def _verdict(loaded: LoadedRun, skills: pd.DataFrame) -> Iterator[str]:
     count = f"{len(rounds)} round{'' if len(rounds) == 1 else 's'}"
     yield (
         f"{count} of {scheme} with {clients} board{'' if clients == 1 else 's'} over "
-        f"{_named(RADIOS, start.get('radio'), 'a radio that run.json does not name')}, in {_clock(start)}, "
+        f"{_named(RADIOS, _radio(start), 'a radio that run.json does not name')}, in {_clock(start)}, "
         f"with {_named(COMPUTES, start.get('compute'), 'compute time of unknown kind')}."
     )
     accuracy = final_accuracy(loaded)
@@ -120,6 +121,12 @@ def _clock(start: Mapping[str, Any]) -> str:
     if start.get("clock") == "wall" and slow != 1.0:
         words += f" in slow motion ({slow:g} times slower)"
     return words
+
+
+def _radio(start: Mapping[str, Any]) -> str | None:
+    """Key of the radio: its driver, and the fidelity where it is not that of samples."""
+    driver, fidelity = start.get("radio"), start.get("fidelity", "iq")
+    return driver if driver is None or fidelity == "iq" else f"{driver}, {fidelity}"
 
 
 def _end(stop: Mapping[str, Any] | None, loaded: LoadedRun) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from radio.adaptation import LIMIT_DB, STEP_DB, LinkAdaptation
+from radio.adaptation import LEAST_WEIGHT, LIMIT_DB, STEP_DB, LinkAdaptation, TrackedSnr
 from radio.mcs import SCHEMES, block_error_rate, thresholds_db
 from radio.phy import UNUSED
 
@@ -39,7 +39,7 @@ def test_shift_is_bounded_and_moves_by_at_most_one_step() -> None:
         adaptation.observe(0, 5)
         assert 0 <= adaptation.offset_db - before <= STEP_DB
     assert adaptation.offset_db == LIMIT_DB
-    for _ in range(1000):
+    for _ in range(1200):
         adaptation.observe(5, 0)
     assert adaptation.offset_db == -LIMIT_DB
     adaptation.observe(0, 0)
@@ -67,7 +67,7 @@ def test_the_best_subchannel_is_used_however_bad_and_senseless_ones_are_not() ->
 
 def test_a_new_sounding_forgets_a_disaster_but_not_the_fine_tuning() -> None:
     adaptation = LinkAdaptation(0.01, 1.0)
-    for _ in range(30):
+    for _ in range(60):
         adaptation.observe(0, 20)
     assert adaptation.offset_db == 10.0
     for _ in range(6):
@@ -77,3 +77,29 @@ def test_a_new_sounding_forgets_a_disaster_but_not_the_fine_tuning() -> None:
         adaptation.offset_db = offset_db
         adaptation.renew()
         assert adaptation.offset_db == offset_db
+
+
+def test_slots_are_noted_one_by_one() -> None:
+    together, apart = LinkAdaptation(0.1, 0.0), LinkAdaptation(0.1, 0.0)
+    ok, failed = np.array([20, 3, 0, 7]), np.array([0, 1, 0, 9])
+    together.observe_slots(ok, failed)
+    for good, bad in zip(ok.tolist(), failed.tolist(), strict=True):
+        apart.observe(good, bad)
+    assert together.offset_db == apart.offset_db != 0.0
+
+
+def test_a_tracked_snr_is_the_mean_at_first_and_follows_within_a_few_frames() -> None:
+    rng = np.random.default_rng(5)
+    every = np.arange(2000)
+    tracked = TrackedSnr.empty(2000)
+    for _ in range(40):
+        tracked.add(every, 10.0 + rng.standard_normal(2000))
+    # An exponential average with weight w has the variance w / (2 - w) of one estimate.
+    assert np.var(tracked.snr) == pytest.approx(LEAST_WEIGHT / (2 - LEAST_WEIGHT), rel=0.12)
+    for _ in range(8):
+        tracked.add(every[:5], np.full(5, 40.0))
+    assert (tracked.snr[:5] > 38).all()
+    tracked.restart(every, np.full(2000, 3.0))
+    tracked.add(every[:1], np.array([5.0]))
+    assert tracked.snr[0] == 4.0
+    assert tracked.snr[1] == 3.0

@@ -15,7 +15,7 @@ import numpy as np
 
 from nodes.downlink import ClientDownlink, _choose_mcs
 from nodes.streams import fill_blocks, subchannel_array
-from radio.adaptation import LinkAdaptation
+from radio.adaptation import LinkAdaptation, TrackedSnr
 from radio.link import SelectiveRepeatReceiver, SelectiveRepeatSender
 from radio.numerology import Numerology
 from radio.phy import UNUSED
@@ -159,7 +159,10 @@ def downlink_mcs(
     context: Any = SimpleNamespace(numerology=numerology)
     outgoing: Any = SimpleNamespace(subchannels=subchannels)
     downlinks = {
-        name: ClientDownlink(LinkAdaptation(0.1, margin_db[name]), 10 ** (values / 10))
+        name: ClientDownlink(
+            LinkAdaptation(0.1, margin_db[name]),
+            TrackedSnr(10 ** (values / 10), np.ones(len(values), np.int64)),
+        )
         for name, values in snr_db.items()
     }
     return _choose_mcs(context, outgoing, downlinks, set(downlinks))
