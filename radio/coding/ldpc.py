@@ -1,8 +1,9 @@
 """Kernels that encode and decode batches of transport blocks with the 5G NR LDPC code.
 
 One block column of a code word (Z lanes) is a run of 64-lane vectors.  A cyclic shift is a load at a
-byte offset from a column that is stored twice in a row; nothing is gathered.  `radio.coding.reference`
-computes the same numbers in plain NumPy and `radio.coding.transport_block` is the way in.
+byte offset from a column that repeats behind its end as far as a load may reach; nothing is gathered.
+`radio.coding.reference` computes the same numbers in plain NumPy and `radio.coding.transport_block` is
+the way in.
 
 Decoder: layered normalised min-sum on int8.  Per check row: the extrinsic message of each entry is
 `q = clip(posterior - r)`, the answer is `r = sign * min(m - ((m + 2) >> 2), 31)` with m the smallest
@@ -18,7 +19,10 @@ magnitude of the *other* entries, and the posterior becomes `clip(q + r)`.
 * A parity column beyond the core has one entry, so its message is always the channel's value: it is
   never updated.
 * It stops when the four core rows are satisfied and the check of the block is: the rows are a cheap
-  filter, the check is what the receiver relies on.
+  filter, the check is what the receiver relies on.  It looks after the core rows and after every
+  `GROUP_LAYERS` others, since on average half of the last iteration is not needed.
+* What limits it is the number of vector instructions: a vector of a row is read, answered and stored
+  before the next one, which needs the registers of no more than 64 lanes at a time.
 """
 
 from __future__ import annotations
