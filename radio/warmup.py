@@ -22,10 +22,13 @@ except ImportError:  # not a Unix: processes that start together compile side by
 KERNEL_MODULES = (
     "radio.air.kernels",
     "radio.air.noise",
+    "radio.coding.convolutional",
     "radio.coding.crc",
     "radio.coding.transport_block",
     "radio.grid",
     "radio.modulation",
+    "radio.preamble",
+    "radio.resampling",
     "radio.rotation",
 )
 
