@@ -49,6 +49,7 @@ from radio.preamble import (
     FoundPreamble,
     advance_per_symbol,
     confirm,
+    cut,
     find_candidates,
     in_span,
     preamble_grid,
@@ -63,7 +64,7 @@ TYPICAL_CLOCK_DRIFT_PPM = 25.0
 # Hypotheses of the carrier offset lie so close that the last header symbol is off by this at most [rad].
 _HYPOTHESIS_ERROR = 0.25
 _MAX_HYPOTHESES = 9
-_LENIENCE = 1 / 8  # of a prefix, that the last symbol may lack at its end
+_LENIENCE = 1 / 8  # of a prefix, that the samples may lack at either end of a burst
 
 
 class BurstFault(Enum):
@@ -244,7 +245,7 @@ def _read_header(
     """Most likely header after a preamble, and the offset by both together."""
     size, num_symbols = numerology.symbol_samples, overhead_symbols(numerology)
     cycles = preamble.cfo_hz / numerology.sample_rate_hz
-    piece = samples[preamble.start_sample : preamble.start_sample + num_symbols * size]
+    piece = cut(samples, preamble.start_sample, num_symbols * size)
     grid = samples_to_grid(numerology, rotate(piece, 0, -cycles))
     distance = np.arange(PREAMBLE_SYMBOLS, num_symbols) - (PREAMBLE_SYMBOLS - 1) / 2
     # The preamble's Cramer-Rao bound; three deviations of it are looked at.
@@ -339,9 +340,7 @@ def _pilots(
     spectra = []
     for symbol in numerology.pilot_symbols:
         at = start + symbol * numerology.symbol_samples + numerology.prefix_samples
-        useful = np.zeros(numerology.fft_size, np.complex64)
-        inside = samples[at : at + numerology.fft_size]
-        useful[: len(inside)] = inside
+        useful = cut(samples, at, numerology.fft_size)
         spectra.append(useful_to_spectrum(rotate(useful, at - origin, -cycles))[None])
     pilots = np.empty((1, 2, len(used), numerology.subcarriers_per_subchannel), np.complex64)
     take_pilots(numerology.grid_shape, used, (spectra[0], spectra[1]), pilot_reference(numerology), pilots)
@@ -373,8 +372,8 @@ def _receive_slots(
     total = header.num_slots * numerology.slot_samples
     length = known * size + total
     # A few more for the interpolator's reach, and for a clock that is slow.
-    end = preamble.start_sample + int(length * max(step, 1.0)) + numerology.prefix_samples
-    piece = rotate(samples[preamble.start_sample : end], 0, -cycles)
+    reach = int(length * max(step, 1.0)) + numerology.prefix_samples
+    piece = rotate(cut(samples, preamble.start_sample, reach), 0, -cycles)
     aligned = interpolate(piece, known * size * step, step, total)
     owner = np.where(mcs_index != UNUSED, 0, UNUSED)
     return demodulate_slots(numerology, aligned, mcs_index, owner), cycles, drift.ppm
@@ -414,7 +413,8 @@ def demodulate_burst(
         return BurstReception(fault, header, preamble, cfo_hz, 0.0, None, after_preamble)
 
     start_size = overhead_symbols(numerology) * numerology.symbol_samples
-    if preamble.start_sample < 0 or preamble.start_sample + start_size > len(samples):
+    lenience = int(numerology.prefix_samples * _LENIENCE)
+    if preamble.start_sample < -lenience or preamble.start_sample + start_size > len(samples):
         return refused(BurstFault.TRUNCATED, None, preamble.cfo_hz)
     read = _read_header(numerology, samples, preamble)
     header = parse_header(numerology, read.bits)
@@ -424,11 +424,14 @@ def demodulate_burst(
     fault = _against_grant(header, grants)
     if fault is not None:
         return refused(fault, header, cfo_hz)
-    end = preamble.start_sample + burst_samples(numerology, header.num_slots)
-    if end > len(samples) + int(numerology.prefix_samples * _LENIENCE):
+    length = burst_samples(numerology, header.num_slots)
+    # A fast clock is done earlier; by how much is known only after the slots.
+    shortest = int(length / (1 + MAX_CLOCK_DRIFT_PPM * 1e-6))
+    if preamble.start_sample + shortest > len(samples) + lenience:
         return refused(BurstFault.TRUNCATED, header, cfo_hz)
     slots, cycles, ppm = _receive_slots(numerology, samples, preamble, header, read.cycles)
     cfo_hz = cycles * numerology.sample_rate_hz
+    end = preamble.start_sample + int(length / (1 + ppm * 1e-6))
     return BurstReception(None, header, preamble, cfo_hz, ppm, slots, end)
 
 

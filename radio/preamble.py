@@ -367,7 +367,7 @@ def _which_offset(
     size, prefix = numerology.symbol_samples, numerology.prefix_samples
     reach = size // 2 + prefix
     begin = candidate.start_sample - reach
-    padded = _cut(samples, begin, (PREAMBLE_SYMBOLS - 1) * size + 2 * reach + size)
+    padded = cut(samples, begin, (PREAMBLE_SYMBOLS - 1) * size + 2 * reach + size)
     turns = np.array(COVER) * np.exp(-1j * candidate.angle * np.arange(PREAMBLE_SYMBOLS))
     length = 2 * reach + size
     views = np.lib.stride_tricks.sliding_window_view(padded, length)[::size]
@@ -393,7 +393,7 @@ def _which_offset(
     return begin + int(column) + 1 - prefix, float(offsets[row])
 
 
-def _cut(samples: NDArray[np.complex64], start: int, count: int) -> NDArray[np.complex64]:
+def cut(samples: NDArray[np.complex64], start: int, count: int) -> NDArray[np.complex64]:
     """Samples from `start` on, zeros where there are none."""
     below = max(0, -start)
     inside = samples[max(start, 0) : max(start + count, 0)]
@@ -408,7 +408,7 @@ def _observe(
     numerology: Numerology, samples: NDArray[np.complex64], start: int, cycles: float
 ) -> NDArray[np.complex64]:
     """Received preamble over the sent one, ``[PREAMBLE_SYMBOLS, num_subcarriers]``, the offset taken out."""
-    piece = _cut(samples, start, PREAMBLE_SYMBOLS * numerology.symbol_samples)
+    piece = cut(samples, start, PREAMBLE_SYMBOLS * numerology.symbol_samples)
     grid = samples_to_grid(numerology, rotate(piece, 0, -cycles))
     return np.asarray(grid * preamble_grid(numerology).conj(), np.complex64)
 
@@ -481,15 +481,22 @@ def confirm(
     observed = _observe(numerology, samples, start, cycles)
 
     basis = band_span(numerology)
-    count, rank = observed.size, basis.shape[1]
-    inside = in_span(numerology, observed.mean(axis=0, keepdims=True))[0]
-    explained = PREAMBLE_SYMBOLS * float(np.sum(np.abs(inside) ** 2))
-    total = float(np.sum(np.abs(observed) ** 2))
-    noise = max(total - explained, 1e-6 * total) / (count - rank)
+    rank, num_subcarriers = basis.shape[1], numerology.num_subcarriers
+    mean = observed.mean(axis=0, keepdims=True)
+    inside = in_span(numerology, mean)[0]
+    explained = float(np.sum(np.abs(inside) ** 2))
+    # What repeats from symbol to symbol but is no channel, such as a carrier, is outside of the span:
+    # the test must not compare with what changes between symbols.
+    outside = max(float(np.sum(np.abs(mean) ** 2)) - explained, 1e-6 * explained)
     size = numerology.symbol_samples
     cells = 2 * size * (2 * max_cfo_hz / numerology.sample_rate_hz * size + 2)
-    if total <= 0 or explained / rank <= _confirm_threshold(rank, count, false_alarm / cells) * noise:
+    threshold = _confirm_threshold(rank, num_subcarriers, false_alarm / cells)
+    if explained <= 0 or explained / rank <= threshold * outside / (num_subcarriers - rank):
         return None
+    count = observed.size
+    explained *= PREAMBLE_SYMBOLS
+    total = float(np.sum(np.abs(observed) ** 2))
+    noise = max(total - explained, 1e-6 * total) / (count - rank)
     snr = max(explained - rank * noise, 0.0) / count / noise
     channel = np.einsum("kr,r->k", basis, inside)  # not BLAS, see in_span
     cfo_hz = cycles * numerology.sample_rate_hz

@@ -4,7 +4,7 @@
 
     samples [n] --(output m lies at input position start + m step)--> samples [m]
 
-Every output is a sum over the 16 nearest inputs, weighted by a Kaiser-windowed sinc that is tabulated at
+Every output is a sum over the 24 nearest inputs, weighted by a Kaiser-windowed sinc that is tabulated at
 2048 fractions of a sample, of which the nearest is taken.  For signals within +-0.39 of the sample rate
 (800 of 1024 subcarriers) the error stays 60 dB below.  Made for ratios within 0.1 % of one, as crystals
 differ: nothing is filtered against aliasing.
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from radio.jit import kernel, register_warmup
 
-NUM_TAPS = 16
+NUM_TAPS = 24
 NUM_PHASES = 2048  # the nearest lies within 1/4096 sample: 64 dB below at the edge of the band
-_KAISER_BETA = 6.0  # the transition ends where the band's first image begins
+_KAISER_BETA = 7.0  # the transition ends where the band's first image begins
 MAX_RATIO_ERROR = 1e-3
 MAX_OUTPUT_SAMPLES = 1 << 23  # declared cap of one call's allocation: 64 MiB
 
