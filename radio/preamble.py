@@ -360,6 +360,13 @@ def _reference_spectrum(numerology: Numerology, length: int) -> NDArray[np.compl
     return np.asarray(np.conj(scipy.fft.fft(useful, length)), np.complex64)
 
 
+@functools.lru_cache(maxsize=8)
+def _whole_turns(symbol_samples: int, length: int, count: int) -> NDArray[np.complex64]:
+    """Phasors of 0, 1, .. turns per symbol taken out, ``[count, length]``."""
+    cycles = np.arange(count)[:, None] / symbol_samples
+    return np.exp(-2j * np.pi * cycles * np.arange(length)).astype(np.complex64)
+
+
 def _which_offset(
     numerology: Numerology, samples: NDArray[np.complex64], candidate: Candidate, max_cfo_hz: float
 ) -> tuple[int, float]:
@@ -374,15 +381,12 @@ def _which_offset(
     summed = (turns.astype(np.complex64)[:, None] * views).sum(axis=0)
 
     fraction = candidate.angle / (2 * np.pi * size)
-    largest = max_cfo_hz / numerology.sample_rate_hz + 0.25 / size
-    wraps = np.arange(
-        int(np.ceil((-largest - fraction) * size)), int(np.floor((largest - fraction) * size)) + 1
-    )
-    if len(wraps) == 0:
-        wraps = np.zeros(1, np.int64)
-    offsets = fraction + wraps / size
+    largest = min(max_cfo_hz / numerology.sample_rate_hz, 0.5) + 0.25 / size
+    lowest, highest = int(np.ceil((-largest - fraction) * size)), int(np.floor((largest - fraction) * size))
+    wraps = np.arange(lowest, max(lowest, highest) + 1)
     num_fft = scipy.fft.next_fast_len(length + numerology.fft_size)
-    turned = summed * np.exp(-2j * np.pi * offsets[:, None] * np.arange(length)).astype(np.complex64)
+    turn = np.exp(-2j * np.pi * (fraction + lowest / size) * np.arange(length))
+    turned = (summed * turn.astype(np.complex64)) * _whole_turns(size, length, len(wraps))
     spectrum = scipy.fft.fft(turned, num_fft, axis=1)
     lags = scipy.fft.ifft(spectrum * _reference_spectrum(numerology, num_fft), axis=1)
     # A lag is the start of the useful part.  Energy of a prefix's worth of paths from each lag on.
@@ -390,7 +394,7 @@ def _which_offset(
     running = np.cumsum(power, axis=1, dtype=np.float64)
     window = running[:, prefix:] - running[:, :-prefix]
     row, column = np.unravel_index(int(np.argmax(window)), window.shape)
-    return begin + int(column) + 1 - prefix, float(offsets[row])
+    return begin + int(column) + 1 - prefix, float(fraction + wraps[row] / size)
 
 
 def cut(samples: NDArray[np.complex64], start: int, count: int) -> NDArray[np.complex64]:

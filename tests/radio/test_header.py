@@ -93,11 +93,11 @@ def test_more_subchannels_than_a_header_can_name_are_refused() -> None:
 
 
 def test_headers_that_lie_are_refused_whatever_they_say() -> None:
-    """Checks that hold over any content: 24,000 cases, each of which is in bounds or counted."""
+    """Checks that hold over any content: 20,000 cases, each of which is in bounds or counted."""
     rng = np.random.default_rng(3)
     num_bits = num_header_bits(TINY)
     counted: Counter[HeaderFault | None] = Counter()
-    for case in range(24_000):
+    for case in range(20_000):
         kind = case % 4
         content = rng.integers(0, 2, num_bits - 16, dtype=np.uint8)
         if kind != 0:  # this version, so that the other fields are looked at
@@ -115,7 +115,7 @@ def test_headers_that_lie_are_refused_whatever_they_say() -> None:
         assert 1 <= found.num_slots <= MAX_BURST_SLOTS
         assert all(mcs == UNUSED or 0 <= mcs < len(SCHEMES) for mcs in found.mcs_index)
         np.testing.assert_array_equal(pack_header(TINY, found), bits)
-    assert sum(counted.values()) == 24_000
+    assert sum(counted.values()) == 20_000
     for fault in (HeaderFault.CHECK, HeaderFault.VERSION, HeaderFault.LENGTH, None):
         assert counted[fault] > 1000, fault
 

@@ -77,7 +77,7 @@ def test_the_stated_share_of_noise_becomes_a_candidate(numerology: Numerology) -
     threshold = candidate_threshold(numerology)
     # Metrics a symbol apart share few samples; these are one window apart and share none.
     size = numerology.symbol_samples
-    trials = 40_000 if numerology is PLUTO_LAB else 8_000
+    trials = 20_000 if numerology is PLUTO_LAB else 5_000
     above = 0
     for _ in range(trials // 100):
         x = complex_noise(rng, (100, 4 * size), 1.0)

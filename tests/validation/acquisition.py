@@ -237,7 +237,7 @@ def burst(name: str, share: float = 1.0, schemes: tuple[int, ...] = BURST_SCHEME
     for mcs in schemes:
         points: dict[str, list[tuple[float, int, int]]] = {"burst": [], "common": []}
         middle = float(thresholds_db(numerology.block_resource_elements)[mcs])
-        reach = np.arange(0.0, 2.6, 0.5) if numerology is PLUTO_LAB else np.arange(-0.25, 1.1, 0.25)
+        reach = np.arange(0.0, 3.1, 0.5) if numerology is PLUTO_LAB else np.arange(-0.25, 1.1, 0.25)
         worst_ppm: list[float] = []
         for index, offset in enumerate(reach.tolist()):
             rng = _rng("burst", name, mcs, index)
@@ -290,7 +290,7 @@ FDMA_SHARES = (6, 7, 6)
 FDMA_GUARDS = (0, 2, 4, 8)
 FDMA_IMBALANCES_DB = (None, 0.0, 10.0, 20.0)  # None: the others are silent
 FDMA_MCS = 12
-FDMA_STEPS = 24  # of 0.5 dB, after which a threshold counts as not reached
+FDMA_REACH_DB = 12.0  # above where a threshold should be, after which it counts as not reached
 
 
 def _leakage(bands: tuple[Band, ...], rng: np.random.Generator, trials: int, filtered: bool) -> Result:
@@ -357,17 +357,18 @@ def _fdma_threshold(
     bands: tuple[Band, ...], rng: np.random.Generator, imbalance_db: float | None, trials: int
 ) -> tuple[float | None, float | None, list[tuple[float, int, int]]]:
     """SNR at 10 % block errors, its standard error [dB] and the points; ``None`` where it is not reached."""
-    first_db = float(thresholds_db(bands[1].numerology.block_resource_elements)[FDMA_MCS]) - 0.5
+    numerology = bands[1].numerology
+    snr_db = float(thresholds_db(numerology.block_resource_elements)[FDMA_MCS]) - 0.25
+    last_db = snr_db + FDMA_REACH_DB
+    step_db = 0.5 if numerology.subcarriers_per_subchannel < 20 else 0.2  # longer blocks are steeper
     points: list[tuple[float, int, int]] = []
     below = 0
-    step = 0
-    while step < FDMA_STEPS and below < 2:
-        snr_db = first_db + 0.5 * step
+    while snr_db < last_db and below < 2:
         total, lost = _fdma_lost(bands, rng, snr_db, imbalance_db, trials)
         points.append((snr_db, total, lost))
         below = below + 1 if lost < 0.06 * total else 0
-        # Where most is lost, larger steps.
-        step += 4 if lost > 0.9 * total else 1
+        # Where all is lost, larger steps.
+        snr_db += 4 * step_db if lost > 0.97 * total else step_db
     if below < 2:
         return None, None, points
     return *_fit_threshold_db(points), points

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from radio.preamble import CONFIRM_FALSE_ALARM
-
 BOTH = pytest.mark.parametrize("name", ["pluto-lab", "laptop"])
 
 
@@ -52,7 +50,6 @@ def test_noise_passes_no_more_often_than_stated(results: dict, name: str) -> Non
     assert found["num_samples"] >= 2e8
     assert found["false_preambles"]["count"] == 0
     assert found["lenient_false_alarm"]["low"] <= found["stated_lenient_false_alarm"]
-    assert CONFIRM_FALSE_ALARM < found["false_preambles"]["high"]  # what these trials could have shown
 
 
 @BOTH
