@@ -49,6 +49,7 @@ install: $(STAMP)
 # Statistics that take longer than a test may; an interrupted call goes on where it was.
 validate: $(STAMP)
 	$(BIN)/python tests/validation/closed_loop.py
+	$(BIN)/python tests/validation/fidelity.py
 
 demo: $(STAMP)
 	$(BIN)/testbed run --preset laptop

@@ -20,10 +20,12 @@ except ImportError:  # not a Unix: processes that start together compile side by
     fcntl = None  # type: ignore[assignment]
 
 KERNEL_MODULES = (
+    "radio.air.block_kernels",
     "radio.air.kernels",
     "radio.air.noise",
     "radio.coding.crc",
     "radio.coding.transport_block",
+    "radio.effective_snr",
     "radio.grid",
     "radio.modulation",
     "radio.rotation",
