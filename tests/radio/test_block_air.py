@@ -24,6 +24,7 @@ from radio.air.core import AirCore, AirParameters, PortParameters, Window, Windo
 from radio.air.kernels import receive_convert
 from radio.block_errors import block_errors, failure_rate, parse_block_errors
 from radio.block_words import (
+    MAX_REMEMBERED,
     SlotBurst,
     SlotReception,
     SlotRequest,
@@ -34,11 +35,13 @@ from radio.block_words import (
     encode_reception,
     encode_request,
 )
+from radio.drivers.emulated import EmulatedRadio
 from radio.effective_snr import block_quality, block_quality_reference, effective_snr_db
 from radio.errors import GapError, LateBurstError, PlaneError, RadioConfigurationError
 from radio.events import RadioEvent, RadioEventKind, ignore
 from radio.fidelity import Fidelity
 from radio.mcs import thresholds_db
+from radio.modem import BlockMemory, make_modem
 from radio.modulation import Modulation, constellation
 from radio.numerology import Numerology
 from radio.phy import UNUSED, ReceivedSlots, block_bytes, demodulate_slots, modulate_slots
@@ -393,6 +396,22 @@ def test_an_air_of_samples_refuses_blocks() -> None:
         core.burst_of_slots("board-0", 0, SlotBurst(1, {}, mcs, np.ones(NUM)))
     with pytest.raises(RadioConfigurationError, match="fidelity"):
         core.request(WindowRequest("server", 1, 0, SLOT, frozenset(), SlotRequest(1, mcs, ALL_OWNED)))
+
+
+def test_a_radio_of_samples_is_no_radio_for_blocks() -> None:
+    class Samples:
+        capabilities = dataclasses.replace(EmulatedRadio.capabilities, driver="pluto", slots=False)
+
+    with pytest.raises(RadioConfigurationError, match="pluto radio carries samples only"):
+        make_modem(Fidelity.BLOCKS, GRID, Samples())  # type: ignore[arg-type]
+
+
+def test_the_memory_of_failed_blocks_is_bounded_and_keeps_the_newest() -> None:
+    memory = BlockMemory()
+    for start in range(0, 3 * MAX_REMEMBERED, MAX_REMEMBERED // 2):
+        memory.note({(start + index).to_bytes(8, "big"): 1.0 for index in range(MAX_REMEMBERED // 2)})
+    assert len(memory.snr) == MAX_REMEMBERED
+    assert (3 * MAX_REMEMBERED - 1).to_bytes(8, "big") in memory.snr
 
 
 @pytest.mark.parametrize(
