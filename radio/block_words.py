@@ -184,12 +184,13 @@ def decode_burst(data: bytes, numerology: Numerology) -> SlotBurst:
     _check_mcs(mcs_index)
     if len(places) > told.num_slots * num:
         raise PlaneError(f"{len(places)} blocks in {told.num_slots} slots of {num} subchannels")
+    lengths = [-1 if mcs == UNUSED else block_bytes(numerology, mcs) for mcs in mcs_index.tolist()]
     blocks: dict[Place, bytes] = {}
     position = 0
     for slot, subchannel in places.tolist():
-        if not (0 <= slot < told.num_slots and 0 <= subchannel < num) or mcs_index[subchannel] == UNUSED:
+        if not (0 <= slot < told.num_slots and 0 <= subchannel < num) or lengths[subchannel] < 0:
             raise PlaneError(f"a block in slot {slot}, subchannel {subchannel}, where none can be")
-        length = block_bytes(numerology, int(mcs_index[subchannel]))
+        length = lengths[subchannel]
         blocks[slot, subchannel] = told.payload[position : position + length]
         position += length
     if position != len(told.payload) or len(blocks) != len(places):
@@ -217,11 +218,12 @@ def check_burst(burst: SlotBurst, numerology: Numerology) -> None:
     if not (np.isfinite(burst.amplitude).all() and (burst.amplitude >= 0).all()):
         raise PlaneError("an amplitude of a burst is no number or negative")
     _check_mcs(burst.mcs_index)
+    lengths = [-1 if mcs == UNUSED else block_bytes(numerology, mcs) for mcs in burst.mcs_index.tolist()]
     for (slot, subchannel), payload in burst.blocks.items():
         if not (0 <= slot < burst.num_slots and 0 <= subchannel < num):
             raise PlaneError(f"a block in slot {slot}, subchannel {subchannel} of a burst without them")
-        mcs = int(burst.mcs_index[subchannel])
-        if mcs == UNUSED or len(payload) != block_bytes(numerology, mcs):
+        if len(payload) != lengths[subchannel]:
+            mcs = int(burst.mcs_index[subchannel])
             raise PlaneError(f"a block of {len(payload)} bytes at MCS {mcs} in subchannel {subchannel}")
 
 

@@ -27,6 +27,7 @@ _KNOWN = {
         "fading",
         "attenuation_db",
         "redraw_rounds",
+        "clock_realign_samples",  # of a clock that drifts, which is refused
     },
     FadingProfile: {
         "delay_spread_s",

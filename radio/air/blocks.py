@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from radio.air.block_kernels import Superposition, add_transmitter, nothing_heard, transfer_power
 from radio.air.block_limits import unsupported_by_blocks
 from radio.air.channel import LinkChannel
 from radio.air.converter import converter_effect
@@ -47,7 +48,7 @@ from radio.block_words import (
     check_burst,
     check_request,
 )
-from radio.effective_snr import BlockQuality
+from radio.effective_snr import block_quality
 from radio.errors import PlaneError, RadioConfigurationError
 from radio.estimation import estimate_channel, find_transmitters
 from radio.events import Observer, RadioEvent, RadioEventKind, ignore
@@ -59,6 +60,24 @@ from radio.units import db_to_linear, thermal_noise_w_per_hz
 
 SPILL_SUBCARRIERS = 16  # to both sides, over which a carrier offset is taken to spill
 NEGLIGIBLE = 1e-3  # of the noise: spilt power below it is left out
+
+
+def spilt_power(received: NDArray[np.floating], spill: float) -> NDArray[np.float64]:
+    """What a residual carrier offset spills from subcarriers into others, ``[num_subcarriers]``.
+
+    A subcarrier that is off by e spacings is heard m places away with power sinc(m + e)^2, which for one
+    symbol of the data is as random as noise.
+
+    Parameters
+    ----------
+    received
+        ``[num_subcarriers]`` powers.
+    spill
+        e, in subcarrier spacings.
+    """
+    reach = np.arange(-SPILL_SUBCARRIERS, SPILL_SUBCARRIERS + 1)
+    weight = np.where(reach == 0, 0.0, np.sinc(reach - spill) ** 2)
+    return np.asarray(np.convolve(received, weight, mode="same"))
 
 
 def make_air(parameters: AirParameters, observer: Observer = ignore) -> AirCore:
@@ -96,7 +115,7 @@ class BlockAir(AirCore):
         self._ramps = {
             id(link): np.exp(
                 -2j * np.pi * np.outer(link.delays, numerology.subcarrier_offsets) / numerology.fft_size
-            )
+            ).astype(np.complex64)
             for links in self._heard_by.values()
             for link in links
         }
@@ -171,32 +190,61 @@ class BlockAir(AirCore):
         heard = [
             found
             for link in self._heard_by[port.parameters.name]
-            if (found := self._hear(link, request.first_sample, wanted, gain, floor)) is not None
+            if (found := self._hear(link, request.first_sample, wanted, gain)) is not None
         ]
-        noise = np.full((*place_shape, width), floor)
-        noise += self._stray_power(port, request, gain)[:, None, None]
-        power = np.zeros(num_slots)
-        for found in heard:
-            received = np.abs(found.channel) ** 2
-            power += received.sum(axis=(1, 2))
-            if found.noise is not None:
-                noise += found.noise
-            self._spill(found, received, floor, noise)
+        together = nothing_heard(*place_shape, width)
+        for number, found in enumerate(heard):
+            add_transmitter(
+                found.taps,
+                self._ramps[id(found.link)],
+                found.amplitude,
+                found.turn,
+                found.advance,
+                found.mcs_index,
+                number,
+                together,
+            )
+        noise = self._noise(port, request, heard, gain, floor)
         # What the converter gets, per sample: noise fills the whole band, signals their subcarriers.
-        per_sample = noise.mean(axis=(1, 2)) + power / numerology.fft_size
+        per_sample = noise.mean(axis=(1, 2)) + together.power / numerology.fft_size
         bits = port.parameters.converter_bits
         effects = np.array([converter_effect(float(value), bits) for value in per_sample])
-        noise *= (effects[:, 0] ** 2)[:, None, None]
-        noise += effects[:, 1][:, None, None]
-        for found in heard:
-            found.channel *= effects[:, 0][:, None, None]
+        left = effects[:, 0, None, None].astype(np.float32)
+        noise = noise * left**2 + effects[:, 1, None, None].astype(np.float32)
+        together.signals[:] *= left[:, None]
+        together.truth[:] *= left
+        together.total[:] *= left**2
         clipped = self._clipped(port.parameters.name, request.first_sample, effects[:, 2])
-        received_slots, failed = self._decode(port, request.first_sample, wanted, heard, noise)
+        received_slots, failed = self._decode(port, request.first_sample, wanted, heard, together, noise)
         return SlotReception(received_slots, failed, clipped)
 
-    def _hear(
-        self, link: LinkChannel, first_sample: int, wanted: SlotRequest, gain: float, floor: float
-    ) -> Heard | None:
+    def _noise(
+        self, port: _Port, request: WindowRequest, heard: list[Heard], gain: float, floor: float
+    ) -> NDArray[np.float32]:
+        """``[num_slots, num_subchannels, width]``, or 1 where all are alike: what is no signal at the converter."""
+        numerology = self._numerology
+        width = numerology.subcarriers_per_subchannel
+        noise = (floor + self._stray_power(port, request, gain))[:, None, None]
+        for found in heard:
+            ramps = self._ramps[id(found.link)]
+            # No subcarrier is received better than with all taps in phase.
+            best = np.abs(found.taps).sum(axis=1) ** 2
+            if (found.converter_noise * best > NEGLIGIBLE * floor).any():
+                added = transfer_power(found.taps, ramps) * found.converter_noise[:, None]
+                noise = noise + added.reshape(*found.amplitude.shape, width)
+            sent = np.where(found.mcs_index == UNUSED, 0.0, found.amplitude**2)
+            share = (np.pi * found.spill) ** 2 / 3
+            spilling = np.flatnonzero(share * best * sent.max(axis=1) > NEGLIGIBLE * floor)
+            if len(spilling):
+                spread = np.zeros((*sent.shape, width))
+                received = transfer_power(found.taps, ramps) * np.repeat(sent, width, axis=1)
+                for slot in spilling.tolist():
+                    spilt = spilt_power(received[slot], float(found.spill[slot]))
+                    spread[slot] = spilt.reshape(-1, width)
+                noise = noise + spread
+        return np.asarray(noise, np.float32)
+
+    def _hear(self, link: LinkChannel, first_sample: int, wanted: SlotRequest, gain: float) -> Heard | None:
         """What one transmitter's blocks are in a window; ``None`` where it sends none."""
         numerology = self._numerology
         source = self._ports[link.parameters.transmitter]
@@ -216,14 +264,10 @@ class BlockAir(AirCore):
             amplitude[low:high], mcs_index[low:high] = kept.amplitude[own], kept.mcs_index[own]
             sent_cycles[low:high] = kept.burst.cycles_per_sample
             tx_gain[low:high], tx_noise[low:high] = kept.effects[own, 0], kept.effects[own, 1]
-        subchannels = np.flatnonzero((mcs_index != UNUSED).any(axis=0))
-        if len(subchannels) == 0:
+        if not bursts or (mcs_index == UNUSED).all():
             return None
         taps = self._taps(link, first_sample, num_slots, sent_cycles)
         taps *= gain * _amplitude_sqrt_w(source.parameters.tx_full_scale_dbm)
-        width = numerology.subcarriers_per_subchannel
-        ramps = self._ramps[id(link)]
-        own_ramps = ramps.reshape(len(ramps), -1, width)[:, subchannels].reshape(len(ramps), -1)
         cycles = sent_cycles + link.cycles_per_sample - wanted.cycles_per_sample
         spill = cycles * numerology.fft_size
         pilot_a, pilot_b = numerology.pilot_symbols
@@ -234,14 +278,19 @@ class BlockAir(AirCore):
             + numerology.prefix_samples
             + (numerology.fft_size - 1) / 2
         )
-        turn = tx_gain * np.sinc(spill) * np.exp(2j * np.pi * np.mod(cycles * middle, 1.0))
-        channel = (taps @ own_ramps).reshape(num_slots, len(subchannels), width)
-        channel *= (amplitude[:, subchannels] * turn[:, None])[:, :, None]
+        turn = np.exp(2j * np.pi * np.mod(cycles * middle, 1.0)) * (tx_gain * np.sinc(spill))
         advance = 2 * np.pi * cycles * (pilot_b - pilot_a) * numerology.symbol_samples
-        noise = None
-        if (tx_noise * np.abs(taps).sum(axis=1) ** 2 > NEGLIGIBLE * floor).any():
-            noise = (np.abs(taps @ ramps) ** 2 * tx_noise[:, None]).reshape(*shape, width)
-        return Heard(link, subchannels, channel, advance, spill, mcs_index[:, subchannels], noise, bursts)
+        return Heard(
+            link,
+            taps,
+            amplitude,
+            mcs_index,
+            np.asarray(turn, np.complex128),
+            advance,
+            spill,
+            tx_noise,
+            bursts,
+        )
 
     def _taps(
         self, link: LinkChannel, first_sample: int, num_slots: int, sent_cycles: NDArray[np.float64]
@@ -260,27 +309,6 @@ class BlockAir(AirCore):
 
     def _round_at(self, sample: int) -> int:
         return self._round_indices[bisect_right(self._round_begins, sample) - 1]
-
-    def _spill(
-        self,
-        found: Heard,
-        received: NDArray[np.float64],
-        thermal: float,
-        noise: NDArray[np.float64],
-    ) -> None:
-        """Add to the noise what a residual carrier offset spills from each subcarrier into the others.
-
-        A subcarrier that is off by e spacings is heard m places away with power sinc(m + e)^2, which
-        for one symbol of the data is as random as noise.
-        """
-        share = (np.pi * found.spill) ** 2 / 3
-        for slot in np.flatnonzero(share * received.max(axis=(1, 2)) > NEGLIGIBLE * thermal).tolist():
-            reach = np.arange(-SPILL_SUBCARRIERS, SPILL_SUBCARRIERS + 1)
-            weight = np.where(reach == 0, 0.0, np.sinc(reach - found.spill[slot]) ** 2)
-            sent = np.zeros(noise[slot].shape)
-            sent[found.subchannels] = received[slot]
-            spread = np.convolve(sent.reshape(-1), weight, mode="same")
-            noise[slot] += spread.reshape(sent.shape)
 
     def _stray_power(self, port: _Port, request: WindowRequest, gain: float) -> NDArray[np.float64]:
         """``[num_slots]`` of samples that are no blocks, taken as white over the occupied band.
@@ -325,7 +353,8 @@ class BlockAir(AirCore):
         first_sample: int,
         wanted: SlotRequest,
         heard: list[Heard],
-        noise: NDArray[np.float64],
+        together: Superposition,
+        noise: NDArray[np.float32],
     ) -> tuple[ReceivedSlots, dict[bytes, float]]:
         """What the modem's estimator makes of drawn pilots, and which blocks its decoder would return."""
         numerology = self._numerology
@@ -341,8 +370,7 @@ class BlockAir(AirCore):
         used = np.flatnonzero((wanted.mcs_index != UNUSED) & (wanted.owner != UNUSED))
         if len(used) == 0:
             return result, {}
-        signals, truth, disturbance, sent, loudest, advance = self._superpose(heard, place_shape)
-        pilots = self._pilots(port, first_sample, signals, noise)[:, :, used]
+        pilots = self._pilots(port, first_sample, together.signals, noise)[:, :, used]
         estimate = estimate_channel(numerology, pilots)
         # From here to the equaliser as in radio.phy.
         estimated_noise = estimate.noise_power.mean(axis=0)
@@ -351,7 +379,7 @@ class BlockAir(AirCore):
         members = (owner_of_used[None, :] == np.arange(len(owners))[:, None]).astype(np.float32)
         tried, certain = find_transmitters(numerology, estimate, members)
         result.attempted[:, used] = certain
-        slots, local = np.nonzero(tried & (sent[:, used] == wanted.mcs_index[used]))
+        slots, local = np.nonzero(tried & (together.sent[:, used] == wanted.mcs_index[used]))
         if len(slots) == 0:
             return result, {}
         width = numerology.subcarriers_per_subchannel
@@ -359,20 +387,23 @@ class BlockAir(AirCore):
         motion = slot_motion(numerology, estimate, estimated_noise, centres, owner_of_used, tried)
         # Data tell whole turns between the pilots where there can be any: taken as always right.
         most = possible_turns(numerology)
-        turns = np.clip(np.round((advance[:, used] - motion.angle) / (2 * np.pi)), -most, most)
+        turns = np.clip(np.round((together.advance[:, used] - motion.angle) / (2 * np.pi)), -most, most)
         angle = motion.angle + 2 * np.pi * turns
         middle = motion.middle * np.where(turns % 2, np.float32(-1.0), np.float32(1.0))[:, :, None]
         subchannels = used[local]
         places = slots, subchannels
-        mcs, transmitter = sent[places], loudest[places]
-        quality = BlockQuality(
-            truth[places],
+        mcs, transmitter = together.sent[places], together.loudest[places]
+        truth = together.truth[places]
+        others = np.maximum(together.total[places] - np.abs(truth) ** 2, 0)
+        quality = block_quality(
+            truth,
             middle[slots, local],
-            noise[places] + disturbance[places],
-            advance[places] - angle[slots, local],
+            np.broadcast_to(noise, together.total.shape)[places] + others,
+            together.advance[places] - angle[slots, local],
             self._positions,
+            mcs,
         )
-        snr_db = quality.effective_snr_db(mcs)
+        snr_db = quality.effective_snr_db
         digests = []
         if wanted.remembered is not None:
             digests = [
@@ -399,59 +430,9 @@ class BlockAir(AirCore):
             first = good[np.unique(mcs[good], return_index=True)[1]]
             elements = numerology.block_resource_elements
             scatter = normal[transmitter[first], slots[first], subchannels[first]] / np.sqrt(elements)
-            error = quality.error_power()[first] * np.maximum(1 + scatter, 0.0)
+            error = quality.error_power[first] * np.maximum(1 + scatter, 0.0)
             result.evm = float(np.sqrt(error.mean()))
         return result, failed
-
-    def _superpose(
-        self, heard: list[Heard], place_shape: tuple[int, int]
-    ) -> tuple[
-        NDArray[np.complex128],
-        NDArray[np.complex128],
-        NDArray[np.float64],
-        NDArray[np.int64],
-        NDArray[np.int64],
-        NDArray[np.float64],
-    ]:
-        """All transmitters together, by place.
-
-        Returns
-        -------
-        signals
-            ``[num_slots, 2, num_subchannels, width]`` at both pilots, which all transmitters send alike.
-        truth
-            ``[num_slots, num_subchannels, width]`` channel of the loudest, which alone can be decoded.
-        disturbance
-            ``[num_slots, num_subchannels, width]`` power of the others, whose data are not its own.
-        sent, loudest
-            ``[num_slots, num_subchannels]`` its MCS, and its place among ``heard``.
-        advance
-            ``[num_slots, num_subchannels]`` its phase from pilot to pilot [rad].
-        """
-        width = self._numerology.subcarriers_per_subchannel
-        signals = np.zeros((place_shape[0], 2, place_shape[1], width), np.complex128)
-        truth = np.zeros((*place_shape, width), np.complex128)
-        total = np.zeros((*place_shape, width))
-        best = np.zeros(place_shape)
-        sent = np.full(place_shape, UNUSED, np.int64)
-        loudest = np.zeros(place_shape, np.int64)
-        advance = np.zeros(place_shape)
-        for index, found in enumerate(heard):
-            chosen, half = found.subchannels, np.exp(0.5j * found.advance)[:, None, None]
-            signals[:, 0, chosen] += found.channel * half.conj()
-            signals[:, 1, chosen] += found.channel * half
-            power = np.abs(found.channel) ** 2
-            total[:, chosen] += power
-            strength = power.sum(axis=2)
-            slots, local = np.nonzero((found.mcs_index != UNUSED) & (strength > best[:, chosen]))
-            places = slots, chosen[local]
-            truth[places] = found.channel[slots, local]
-            best[places] = strength[slots, local]
-            sent[places] = found.mcs_index[slots, local]
-            loudest[places] = index
-            advance[places] = found.advance[slots]
-        disturbance = np.maximum(total - np.abs(truth) ** 2, 0.0)
-        return signals, truth, disturbance, sent, loudest, advance
 
     def _failure_rate(self, mcs_index: NDArray[np.int64], snr_db: NDArray[np.float64]) -> NDArray[np.float64]:
         return failure_rate(mcs_index, snr_db, self._numerology.block_resource_elements)
@@ -460,8 +441,8 @@ class BlockAir(AirCore):
         self,
         port: _Port,
         first_sample: int,
-        signals: NDArray[np.complex128],
-        noise: NDArray[np.float64],
+        signals: NDArray[np.complex64],
+        noise: NDArray[np.float32],
     ) -> NDArray[np.complex64]:
         """``[num_slots, 2, num_subchannels, width]`` received pilots over sent ones."""
         numerology = self._numerology

@@ -77,31 +77,30 @@ class Heard:
 
     Attributes
     ----------
-    subchannels
-        ``[num_active]``, ascending: those that it sends on.
-    channel
-        complex128 ``[num_slots, num_active, width]``: transfer function times amplitude, half-way
-        between the pilots; 0 where nothing was sent.
+    taps
+        ``[num_slots, num_taps]`` amplitude gains of its full scale.
+    amplitude, mcs_index
+        ``[num_slots, num_subchannels]`` of what it sends; :data:`~radio.phy.UNUSED` where there is no block.
+    turn
+        ``[num_slots]`` what its converter and its carrier make of all of it, half-way between the pilots.
     advance
         ``[num_slots]`` phase from one pilot to the other [rad].
     spill
         ``[num_slots]`` residual carrier offset in subcarrier spacings.
-    mcs_index
-        ``[num_slots, num_active]``; :data:`~radio.phy.UNUSED` where there is no block.
-    noise
-        ``[num_slots, num_subchannels, width]`` what its converter adds, as received; ``None``: nothing
-        that matters.
+    converter_noise
+        ``[num_slots]`` power that its converter adds to a sample, its full scale being 1.0.
     bursts
         Where the blocks' contents lie, with the slot of the window that is each burst's first.
     """
 
     link: LinkChannel
-    subchannels: NDArray[np.int64]
-    channel: NDArray[np.complex128]
+    taps: NDArray[np.complex128]
+    amplitude: NDArray[np.float64]
+    mcs_index: NDArray[np.int64]
+    turn: NDArray[np.complex128]
     advance: NDArray[np.float64]
     spill: NDArray[np.float64]
-    mcs_index: NDArray[np.int64]
-    noise: NDArray[np.float64] | None
+    converter_noise: NDArray[np.float64]
     bursts: list[tuple[int, KeptBlocks]]
 
     def content(self, slot: int, subchannel: int) -> bytes:

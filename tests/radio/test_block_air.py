@@ -10,6 +10,12 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from radio.air.block_kernels import (
+    add_transmitter,
+    add_transmitter_reference,
+    nothing_heard,
+    transfer_power,
+)
 from radio.air.block_limits import unsupported_by_blocks
 from radio.air.blocks import BlockAir, make_air
 from radio.air.channel import FadingProfile, LinkParameters
@@ -18,6 +24,7 @@ from radio.air.core import AirCore, AirParameters, PortParameters, Window, Windo
 from radio.air.kernels import receive_convert
 from radio.block_errors import block_errors, failure_rate, parse_block_errors
 from radio.block_words import (
+    MAX_REMEMBERED,
     SlotBurst,
     SlotReception,
     SlotRequest,
@@ -28,11 +35,13 @@ from radio.block_words import (
     encode_reception,
     encode_request,
 )
-from radio.effective_snr import effective_snr_db
+from radio.drivers.emulated import EmulatedRadio
+from radio.effective_snr import block_quality, block_quality_reference, effective_snr_db
 from radio.errors import GapError, LateBurstError, PlaneError, RadioConfigurationError
 from radio.events import RadioEvent, RadioEventKind, ignore
 from radio.fidelity import Fidelity
 from radio.mcs import thresholds_db
+from radio.modem import BlockMemory, make_modem
 from radio.modulation import Modulation, constellation
 from radio.numerology import Numerology
 from radio.phy import UNUSED, ReceivedSlots, block_bytes, demodulate_slots, modulate_slots
@@ -389,6 +398,22 @@ def test_an_air_of_samples_refuses_blocks() -> None:
         core.request(WindowRequest("server", 1, 0, SLOT, frozenset(), SlotRequest(1, mcs, ALL_OWNED)))
 
 
+def test_a_radio_of_samples_is_no_radio_for_blocks() -> None:
+    class Samples:
+        capabilities = dataclasses.replace(EmulatedRadio.capabilities, driver="pluto", slots=False)
+
+    with pytest.raises(RadioConfigurationError, match="pluto radio carries samples only"):
+        make_modem(Fidelity.BLOCKS, GRID, Samples())  # type: ignore[arg-type]
+
+
+def test_the_memory_of_failed_blocks_is_bounded_and_keeps_the_newest() -> None:
+    memory = BlockMemory()
+    for start in range(0, 3 * MAX_REMEMBERED, MAX_REMEMBERED // 2):
+        memory.note({(start + index).to_bytes(8, "big"): 1.0 for index in range(MAX_REMEMBERED // 2)})
+    assert len(memory.snr) == MAX_REMEMBERED
+    assert (3 * MAX_REMEMBERED - 1).to_bytes(8, "big") in memory.snr
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -499,6 +524,47 @@ def _information(modulation: Modulation, snr_db: float, rng: np.random.Generator
         same = value[None, :] == value[labels][:, None]
         lost += float(np.mean(np.log2(likelihood.sum(axis=1) / (likelihood * same).sum(axis=1))))
     return 1 - lost / bits
+
+
+def _complex(rng: np.random.Generator, *shape: int) -> NDArray[np.complex128]:
+    return rng.standard_normal(shape) + 1j * rng.standard_normal(shape)
+
+
+def test_the_quality_of_blocks_is_that_of_plain_numpy() -> None:
+    rng = np.random.default_rng(11)
+    num_blocks = 300
+    truth = _complex(rng, num_blocks, 40).astype(np.complex64)
+    middle = (truth + 0.2 * _complex(rng, num_blocks, 40)).astype(np.complex64)
+    variance = (rng.random((num_blocks, 40)) * 10.0 ** rng.uniform(-4, 1, (num_blocks, 1))).astype(np.float32)
+    slip = np.repeat(rng.uniform(-0.5, 0.5, num_blocks // 3), 3)
+    positions = np.linspace(-1, 1, 26)
+    mcs = rng.integers(0, len(thresholds_db(520)), num_blocks)
+    arguments = (truth, middle, variance, slip, positions, mcs)
+    found, expected = block_quality(*arguments), block_quality_reference(*arguments)
+    np.testing.assert_allclose(found.effective_snr_db, expected.effective_snr_db, atol=2e-3)
+    np.testing.assert_allclose(found.error_power, expected.error_power, rtol=1e-4)
+
+
+def test_transmitters_add_up_as_in_plain_numpy() -> None:
+    """Two that share a subchannel, too: the louder one is what can be decoded there."""
+    rng = np.random.default_rng(12)
+    found, expected = nothing_heard(3, 4, 6), nothing_heard(3, 4, 6)
+    for number in range(2):
+        taps, ramps = _complex(rng, 3, 5), np.exp(2j * np.pi * rng.random((5, 24))).astype(np.complex64)
+        mcs = rng.integers(-1, 9, (3, 4))
+        mcs[:, 1] = 5
+        turn, advance = np.exp(2j * np.pi * rng.random(3)), rng.uniform(-1, 1, 3)
+        arguments = (taps, ramps, rng.random((3, 4)), turn, advance, mcs, number)
+        add_transmitter(*arguments, found)
+        add_transmitter_reference(*arguments, expected)
+        np.testing.assert_allclose(
+            transfer_power(taps, ramps), np.abs(taps @ ramps) ** 2, rtol=1e-4, atol=1e-4
+        )
+    assert len(set(found.loudest[:, 1].tolist())) == 2, "one is the louder everywhere: the test says less"
+    for name in found._fields:
+        np.testing.assert_allclose(
+            getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-4, err_msg=name
+        )
 
 
 def test_failure_rates_fall_with_the_snr_and_meet_their_points() -> None:

@@ -343,8 +343,8 @@ def whole_run(options: list[str], fidelity: Fidelity, seed: int, place: Path) ->
 
 
 RUNS = (
-    ("laptop", ["--preset", "laptop", "--rounds", "20"], 3),
-    ("edge, busy-day", ["--preset", "edge", "--scenario", "busy-day", "--rounds", "12"], 3),
+    ("laptop", ["--preset", "laptop", "--rounds", "20"], 5),
+    ("edge, busy-day", ["--preset", "edge", "--scenario", "busy-day", "--rounds", "12"], 5),
 )
 
 
