@@ -42,10 +42,13 @@ async def run_experiment(
 
     Raises
     ------
+    LabError
+        The air cannot be what the lab asks for; nothing was begun.
     StorageError
         The run directory cannot be made.  Every later failure ends up in the result and in
         ``stop.json``.
     """
+    air = air_setup(config.experiment, config.lab)
     run = new_run_id(config.experiment.name)
     directory = run_directory(out, run)
     writer = RunWriter(directory)
@@ -58,7 +61,6 @@ async def run_experiment(
     for number in caught:
         loop.add_signal_handler(number, interrupts)
     try:
-        air = air_setup(config.experiment, config.lab)
         lab: RunningLab
         if in_memory:
             lab = InMemoryLab(air, names)

@@ -261,8 +261,8 @@ def test_a_stream_that_is_given_up_costs_its_round_and_the_next_begins_in_order(
     given_up = 0
     for seed in (1, 2, 3):
         config = configured(
-            "link.stall_frames=2",
-            "lab.boards.2.channel={path_loss_db: 121}",
+            "link.stall_frames=1",
+            "lab.boards.2.channel={path_loss_db: 118}",
             "allocator.name=solve-once",
             scenario=fade,
             rounds=10,
@@ -270,5 +270,5 @@ def test_a_stream_that_is_given_up_costs_its_round_and_the_next_begins_in_order(
         )
         result, run = run_in_memory(config, tmp_path / f"run-{seed}")
         assert (result.exit_code, result.rounds) == (0, 10), result.words
-        given_up += sum("decoded in 2 frames" in event["failure"] for event in run.of_kind("reception"))
+        given_up += sum("decoded in 1 frames" in event["failure"] for event in run.of_kind("reception"))
     assert given_up > 0
