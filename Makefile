@@ -14,6 +14,8 @@ VENV ?= .venv
 PYTHON ?=
 TORCH_PIP_ARGS ?=
 PYTEST_ARGS ?=
+# Processes that share the tests, a file at a time; 0 runs them in this one.
+PYTEST_WORKERS ?= 2
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -68,7 +70,7 @@ contracts: $(STAMP)
 	$(BIN)/lint-imports --no-logo
 
 pytest: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 # Compiles every kernel once; the cache outlives the process, and later runs start at once.
 warmup: $(STAMP)
