@@ -7,7 +7,7 @@ are coded together, whatever slot or subchannel they lie in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -37,7 +37,8 @@ UNUSED = -1  # MCS index or owner of a subchannel that carries nothing
 # A linear phase within a subchannel is taken out where it would exceed this at its edges [rad]: below,
 # it is -50 dB of the signal's power, far under the noise of any MCS.
 LEAST_BEND = 0.01
-LEAST_BLOCKS = 8  # per thread: fewer are decoded before another thread has woken up
+# Per thread.  In shorter windows threads wait for the interpreter's lock longer than they save.
+LEAST_SLOTS = 12
 
 
 def block_code(numerology: Numerology, mcs_index: int) -> TransportBlockCode:
@@ -205,26 +206,24 @@ def demodulate_slots(
     workers
         Threads to share the work with; what comes out does not depend on their number.
     """
-    result, groups = samples_to_soft_blocks(numerology, samples, mcs_index, owner, workers)
+    received = _prepare(numerology, samples, mcs_index, owner, workers)
+    result, groups = received.result, received.groups
     outcomes = [_Outcome.empty(numerology, group) for group in groups]
-    parts = [
-        (group, outcome, first, end)
-        for group, outcome in zip(groups, outcomes, strict=True)
-        for first, end in workers.ranges(len(group.slots), LEAST_BLOCKS)
-    ]
 
-    def decode_part(part: tuple[SoftBlocks, _Outcome, int, int]) -> None:
-        group, outcome, first, end = part
-        code = block_code(numerology, group.mcs_index)
-        found = decode(code, group.llr[first:end])
-        outcome.decoded.payload[first:end] = found.payload
-        outcome.decoded.ok[first:end] = found.ok
-        outcome.decoded.iterations[first:end] = found.iterations
-        outcome.take_blocks(group, first, end)
-        if first == 0:
-            outcome.measure_evm(code, group)
+    def receive_part(part: tuple[int, int]) -> None:
+        for index, first, end in received.read(part):
+            group, outcome = groups[index], outcomes[index]
+            code = block_code(numerology, group.mcs_index)
+            found = decode(code, group.llr[first:end])
+            outcome.decoded.payload[first:end] = found.payload
+            outcome.decoded.ok[first:end] = found.ok
+            outcome.decoded.iterations[first:end] = found.iterations
+            outcome.take_blocks(group, first, end)
+            if first == 0:
+                outcome.measure_evm(code, group)
 
-    workers.run(decode_part, parts)
+    # Whole slots from FFT to decoder: what one step leaves in the cache is there for the next.
+    workers.run(receive_part, workers.ranges(received.num_tried, LEAST_SLOTS))
     error_power = reference_power = 0.0
     for group, outcome in zip(groups, outcomes, strict=True):
         decoded = outcome.decoded
@@ -264,8 +263,10 @@ class _Outcome:
             self.blocks[place] = self.decoded.payload[row].tobytes()
 
     def measure_evm(self, code: TransportBlockCode, group: SoftBlocks) -> None:
-        """Compare the first decoded block of the first part with what was sent: one per MCS is enough."""
-        good = np.flatnonzero(self.decoded.ok[:LEAST_BLOCKS])[:1]
+        """Compare the first decoded block of the group's first slot with what was sent: one is enough."""
+        # However the work is shared, a slot is one thread's.
+        end = int(np.searchsorted(group.slots, group.slots[0], side="right"))
+        good = np.flatnonzero(self.decoded.ok[:end])[:1]
         if len(good):
             modulation = mcs_table()[group.mcs_index].modulation
             sent = modulate(modulation, encode(code, self.decoded.payload[good]))
@@ -333,6 +334,45 @@ def samples_to_soft_blocks(
     workers: Workers = ALONE,
 ) -> tuple[ReceivedSlots, list[SoftBlocks]]:
     """What :func:`demodulate_slots` does before decoding: estimates, and soft bits by MCS."""
+    received = _prepare(numerology, samples, mcs_index, owner, workers)
+
+    def read_part(part: tuple[int, int]) -> None:
+        received.read(part)
+
+    workers.run(read_part, workers.ranges(received.num_tried, LEAST_SLOTS))
+    return received.result, received.groups
+
+
+class _Prepared(NamedTuple):
+    """A window whose pilots were looked at.
+
+    Attributes
+    ----------
+    num_tried
+        Slots in which somebody was heard.
+    read
+        Writes symbols and soft bits of a range of these slots; returns (group, first row, end row) of each
+        group that has blocks there.
+    """
+
+    result: ReceivedSlots
+    groups: list[SoftBlocks]
+    num_tried: int
+    read: Callable[[tuple[int, int]], list[tuple[int, int, int]]]
+
+
+def _nothing(_: tuple[int, int]) -> list[tuple[int, int, int]]:
+    return []
+
+
+def _prepare(
+    numerology: Numerology,
+    samples: NDArray[np.complex64],
+    mcs_index: NDArray[np.int64],
+    owner: NDArray[np.int64],
+    workers: Workers,
+) -> _Prepared:
+    """Estimates of a window, and what is needed to read its data."""
     width = numerology.subcarriers_per_subchannel
     num_slots = len(samples) // numerology.slot_samples
     used = np.flatnonzero((mcs_index != UNUSED) & (owner != UNUSED))
@@ -343,7 +383,7 @@ def samples_to_soft_blocks(
     result = ReceivedSlots({}, attempted, snr, noise_power, float("nan"), 0)
     groups: list[SoftBlocks] = []
     if len(used) == 0 or num_slots == 0:
-        return result, groups
+        return _Prepared(result, groups, 0, _nothing)
     shape = numerology.grid_shape
     whole = sensible(samples[: num_slots * numerology.slot_samples])
     useful = useful_samples(numerology, whole).reshape(
@@ -358,7 +398,7 @@ def samples_to_soft_blocks(
         spectra = [useful_to_spectrum(useful[first:end, symbol]) for symbol in numerology.pilot_symbols]
         take_pilots(shape, used, (spectra[0], spectra[1]), reference, pilots[first:end])
 
-    workers.run(read_pilots, workers.ranges(num_slots))
+    workers.run(read_pilots, workers.ranges(num_slots, LEAST_SLOTS))
     estimate = estimate_channel(numerology, pilots)
     snr[:, used] = estimate.snr
     # Noise does not change from slot to slot: the mean over the window is the better estimate.
@@ -371,7 +411,7 @@ def samples_to_soft_blocks(
     attempted[:, used] = certain
     tried_slots = np.flatnonzero(tried.any(axis=1))
     if len(tried_slots) == 0:
-        return result, groups
+        return _Prepared(result, groups, 0, _nothing)
     centres = numerology.subcarrier_offsets.reshape(-1, width)[used].mean(axis=1)
     motion = slot_motion(numerology, estimate, noise, centres, owner_of_used, tried)
     motion = resolve_turns(
@@ -393,16 +433,15 @@ def samples_to_soft_blocks(
     local_of = np.full(numerology.num_subchannels, UNUSED, np.int64)
     local_of[used] = np.arange(len(used))
 
-    def read_data(part: tuple[int, int]) -> None:
+    def read_data(part: tuple[int, int]) -> list[tuple[int, int, int]]:
         chosen = tried_slots[part[0] : part[1]]
         whole_range = len(chosen) == num_slots
         spectrum = useful_to_spectrum(useful if whole_range else useful[chosen])
-        _equalise(
+        return _equalise(
             numerology, spectrum.reshape(-1, numerology.fft_size), chosen, local_of, motion, noise, groups
         )
 
-    workers.run(read_data, workers.ranges(len(tried_slots)))
-    return result, groups
+    return _Prepared(result, groups, len(tried_slots), read_data)
 
 
 def _equalise(
@@ -413,8 +452,8 @@ def _equalise(
     motion: SlotMotion,
     noise: NDArray[np.float32],
     groups: list[SoftBlocks],
-) -> None:
-    """Write symbols and soft bits of the blocks that lie in some slots.
+) -> list[tuple[int, int, int]]:
+    """Write symbols and soft bits of the blocks that lie in some slots; return (group, first, end) of rows.
 
     Parameters
     ----------
@@ -428,7 +467,8 @@ def _equalise(
     pilot_a, pilot_b = numerology.pilot_symbols
     positions = (numerology.data_symbols - (pilot_a + pilot_b) / 2) / (pilot_b - pilot_a)
     furthest = float(np.abs(positions).max()) * numerology.subcarriers_per_subchannel / 2
-    for group in groups:
+    written = []
+    for index, group in enumerate(groups):
         # Rows are in the order of their slots.
         first = int(np.searchsorted(group.slots, slots[0]))
         end = int(np.searchsorted(group.slots, slots[-1], side="right"))
@@ -455,6 +495,8 @@ def _equalise(
             bend_blocks(numerology.subcarriers_per_subchannel, positions, slope, symbols)
         modulation = mcs_table()[group.mcs_index].modulation
         group.llr[first:end] = demodulate_llr(modulation, symbols, variance)
+        written.append((index, first, end))
+    return written
 
 
 def effective_snr(snr: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -31,8 +31,8 @@ SNR_DB = 24.0
 def main() -> None:
     """Time the two, alternating."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--calls", type=int, default=60)
-    parser.add_argument("--slots", type=int, default=6)
+    parser.add_argument("--calls", type=int, default=30)
+    parser.add_argument("--slots", type=int, default=60)
     parser.add_argument("--threads", type=int, default=num_cores())
     options = parser.parse_args()
     warm_up()

@@ -1,6 +1,7 @@
 """Copies of failed blocks: what they are worth, how they are recognised, what they cost."""
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from signals import LAPTOP, complex_noise, random_blocks, slots_of
 
@@ -98,7 +99,8 @@ def test_memory_is_bounded_and_forgets_the_oldest() -> None:
     assert len(memory) == 8
 
 
-def test_threads_change_no_bit() -> None:
+def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("radio.phy.LEAST_SLOTS", 1)
     rng = np.random.default_rng(2)
     mcs = np.repeat([4, 9, 14, 18, 25], 4)
     owner = np.arange(20) // 4
