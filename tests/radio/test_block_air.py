@@ -10,6 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from radio import effective_snr
+from radio.air import block_kernels
 from radio.air.block_kernels import (
     add_transmitter,
     add_transmitter_reference,
@@ -47,6 +49,7 @@ from radio.numerology import Numerology
 from radio.phy import UNUSED, ReceivedSlots, block_bytes, demodulate_slots, modulate_slots
 from radio.rotation import rotate
 from radio.units import thermal_noise_w_per_hz
+from radio.warmup import warm_up
 
 GRID = Numerology(20e6, 1024, 72, 20, 40, 28, 6)
 NUM = GRID.num_subchannels
@@ -313,6 +316,21 @@ def test_copies_of_a_block_add_up() -> None:
     assert len(first.failed) == len(blocks)
     assert send(2, None).received.blocks == {}
     assert send(4, first.failed).received.blocks == blocks
+
+
+def test_a_window_of_blocks_compiles_nothing_once_warm() -> None:
+    warm_up()
+    kernels = (block_kernels._add, block_kernels._transfer_power, effective_snr._quality)
+    before = [len(kernel.signatures) for kernel in kernels]
+    assert min(before) > 0
+    mcs = np.full(NUM, 12, np.int64)
+    core = _air(_parameters(Fidelity.BLOCKS), 30.0)
+    # Off its carrier and loud, so that it spills over too.
+    sent, received = _exchange(
+        core, 2, mcs, np.full(NUM, _amplitude(30.0)), cfo_hz=200.0, rng=np.random.default_rng(0)
+    )
+    assert received.blocks == sent
+    assert [len(kernel.signatures) for kernel in kernels] == before
 
 
 # ------------------------------------------------------------------------------- words and bounds

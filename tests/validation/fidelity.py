@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -318,16 +317,14 @@ def links(folder: Path, seeds: int, frames: int, settling: int) -> list[dict[str
 
 
 def whole_run(options: list[str], fidelity: Fidelity, seed: int, place: Path) -> dict[str, Any]:
-    """One run as the command line makes it, and the CPU time of all its processes."""
+    """One run as the command line makes it; CPU time of modem and air, and of all its processes."""
     from testbed.record import read_run
 
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(
         [sys.executable, "-m", "testbed", "run", *options, "--compute", "modelled", "--seed", str(seed),
          "--fidelity", fidelity.value, "--out", str(place), "--json"],
         cwd=ROOT, capture_output=True, check=True,
     )  # fmt: skip
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     run = read_run(place)
     sent = [event for event in run.of_kind("transmission") if event["goodput_bps"]]
     blocks = sum(event["blocks_sent"] for event in run.of_kind("transmission"))
@@ -338,7 +335,10 @@ def whole_run(options: list[str], fidelity: Fidelity, seed: int, place: Path) ->
         "blocks": blocks,
         "retransmissions": failed / blocks,
         "round_latency_s": run.stop["mean_round_latency_s"],
-        "cpu_s": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "signal_cpu_s": sum(
+            spent.get("air", 0.0) + spent.get("modem", 0.0) for spent in run.stop["cpu_s"].values()
+        ),
+        "cpu_s": sum(spent["total"] for spent in run.stop["cpu_s"].values()),
     }
 
 
@@ -366,7 +366,7 @@ def runs(folder: Path) -> list[dict[str, Any]]:
                 )
         result: dict[str, Any] = {"run": name, "seeds": seeds, "options": options}
         result["blocks_sent"] = sum(each["blocks"] for each in found[Fidelity.IQ])
-        for key in ("goodput_bps", "retransmissions", "round_latency_s", "cpu_s"):
+        for key in ("goodput_bps", "retransmissions", "round_latency_s", "signal_cpu_s", "cpu_s"):
             result[key] = paired(*([each[key] for each in found[fidelity]] for fidelity in Fidelity))
         results.append(result)
         sys.stderr.write(json.dumps(result) + "\n")
