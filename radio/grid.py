@@ -247,4 +247,5 @@ def sensible(samples: NDArray[np.complex64]) -> NDArray[np.complex64]:
 @register_warmup
 def _warm_up() -> None:
     # The others are reached by radio.phy's warm-up, with the types that it gives them.
+    bend_blocks(2, np.zeros(1), np.zeros(1, np.float32), np.zeros((1, 2), np.complex64))
     sensible(np.zeros(8, np.complex64))

@@ -63,14 +63,16 @@ def _send_one_slot_of_each_modulation() -> None:
     from radio.numerology import Numerology
     from radio.phy import block_bytes, demodulate_slots, modulate_slots
 
-    numerology = Numerology(1e6, 64, 8, 1, 40, 28, 1)
+    # Two slots of two subchannels: arrays with an axis of length one would count as contiguous.
+    numerology = Numerology(1e6, 128, 8, 2, 40, 28, 1)
     schemes = {scheme.modulation: scheme.index for scheme in mcs_table().schemes}
     for index in schemes.values():
-        mcs = np.array([index])
+        mcs = np.array([index, index])
         block = bytes(block_bytes(numerology, index))
-        samples = modulate_slots(numerology, 1, {(0, 0): block}, mcs, np.ones(1))
-        received = demodulate_slots(numerology, samples, mcs, np.zeros(1, np.int64))
-        if received.blocks.get((0, 0)) != block:
+        blocks = {(slot, k): block for slot in range(2) for k in range(2)}
+        samples = modulate_slots(numerology, 2, blocks, mcs, np.ones(2))
+        received = demodulate_slots(numerology, samples, mcs, np.zeros(2, np.int64))
+        if received.blocks != blocks:
             raise RuntimeError(f"warming up: MCS {index} did not survive a loop without noise")
 
 
